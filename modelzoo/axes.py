@@ -1,0 +1,72 @@
+"""Logical axis names, and the letters that shapes are written in.
+
+Layers say what a dimension *is*; `parallel.rules` alone says which mesh axis it lies on. Parameters and
+activations have different names so that FSDP can shard the one and leave the other.
+
+Shape letters (logical sizes, never per-device ones):
+
+    B batch   T query length   S key length   D model width   N heads   K key/value heads   H head width
+    F MLP hidden width   V vocabulary (possibly padded)   L layers   P prompt prefix   M microbatches   C classes
+
+A name carries its letters where a rank changes: `q_BTNH`.
+"""
+
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec
+
+PARAMETER_AXES = ("layers", "vocab", "embed", "heads", "kv", "head_dim", "mlp")
+ACTIVATION_AXES = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp", "act_vocab")
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Tells the compiler how an activation lies on the mesh, by the logical names of its dimensions.
+
+    A no-op unless logical-axis rules and a mesh are in force (`parallel.use`).
+
+    Args:
+        x: any array.
+        names: one logical name, or None for "not sharded", per dimension of `x`.
+
+    Returns:
+        `x`, constrained.
+
+    Raises:
+        ValueError: a name that the rules do not know, or two names that resolve to one mesh axis.
+    """
+    rules = dict(nn.get_logical_axis_rules())
+    if not rules:
+        return x
+    assert len(names) == x.ndim, f"{len(names)} names for an array of rank {x.ndim}"
+    used: dict[str, str] = {}
+    spec: list[str | tuple[str, ...] | None] = []
+    for name in names:
+        if name is not None and name not in rules:
+            raise ValueError(f"unknown logical axis {name!r}: the rules in force know {sorted(rules)}")
+        target = rules[name] if name is not None else None
+        for mesh_axis in (target,) if isinstance(target, str) else target or ():
+            if mesh_axis in used:
+                raise ValueError(
+                    f"mesh axis {mesh_axis!r} twice in one spec: logical axes {used[mesh_axis]!r} and {name!r} "
+                    "of one activation both lie on it; change the rule of one of them"
+                )
+            used[mesh_axis] = name or ""
+        spec.append(target)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+COMPUTE_AXES = {"vocab": "act_vocab", "heads": "act_heads", "kv": "act_heads", "mlp": "act_mlp"}
+
+
+def gather_parameter(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Lays a parameter out for its use: split as the activations that it makes are, whole along all else.
+
+    Parameters rest in finer shards than they compute in (FSDP cuts "embed"). Saying so where a parameter is used makes
+    the compiler gather the parameter, once, and reduce-scatter its gradient; left alone it may move the far
+    larger activations instead.
+
+    Args:
+        value: the parameter.
+        axes: its logical names.
+    """
+    return constrain(value, *(COMPUTE_AXES.get(name or "") for name in axes))

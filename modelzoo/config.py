@@ -1,0 +1,120 @@
+"""What every model config has in common: reading and writing transformers' config.json."""
+
+import dataclasses
+import functools
+import numbers
+import types
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Fields that all families share, named as in transformers.
+
+    Attributes:
+        bos_token_id, eos_token_id, pad_token_id: special tokens, None where the family has none.
+        num_labels: C, number of classes of a classification head.
+        problem_type: one of PROBLEM_TYPES, or None: inferred from num_labels and the labels.
+        id2label: names of the classes as (id, name) pairs; a dict is taken too.
+    """
+
+    model_type: ClassVar[str]
+
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    num_labels: int = 2
+    problem_type: str | None = None
+    id2label: tuple[tuple[int, str], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.id2label, Mapping):
+            # A tuple, so that a config can be hashed: modules are static arguments of jit.
+            pairs = tuple(sorted((int(i), str(label)) for i, label in self.id2label.items()))
+            object.__setattr__(self, "id2label", pairs)
+        for field, kind in _field_types(type(self)).items():
+            self._check(_is_of(getattr(self, field), kind), field, f"it is of type {getattr(kind, '__name__', kind)}")
+        self._check(
+            self.problem_type is None or self.problem_type in PROBLEM_TYPES,
+            "problem_type",
+            f"choose from {PROBLEM_TYPES}",
+        )
+        self._check(self.num_labels >= 1, "num_labels", "it is the number of classes")
+        names = self.id2label or ()
+        self._check(len(names) in (0, self.num_labels), "num_labels", f"id2label names {len(names)} classes")
+
+    def _check(self, holds: bool, field: str, why: str) -> None:
+        if not holds:
+            raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: {why}")
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any]) -> Self:
+        """Builds the config from the contents of a config.json; keys that no field takes are left out.
+
+        Raises:
+            ValueError: the file is of another model_type, or a value does not fit.
+        """
+        model_type = hf_config.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"model_type {model_type!r} is not {cls.model_type!r}, the type {cls.__name__} reads")
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in hf_config.items() if name in known}
+        if labels := values.pop("id2label", None):
+            # The names decide where a file holds another num_labels, as in transformers; names that only count are none.
+            values["num_labels"] = len(labels)
+            if {str(i): label for i, label in labels.items()} != _numbered_labels(len(labels)):
+                values["id2label"] = labels
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a config.json that transformers reads back into the same config."""
+        values: dict[str, Any] = {"model_type": self.model_type}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        # transformers derives num_labels from the names and refuses the two together in a file.
+        num_labels = values.pop("num_labels")
+        labels = {str(i): label for i, label in self.id2label or ()} or _numbered_labels(num_labels)
+        values["id2label"] = labels
+        values["label2id"] = {label: int(i) for i, label in labels.items()}
+        if values["problem_type"] is None:
+            del values["problem_type"]
+        return values
+
+    # The names that code outside a family uses, whatever the family calls them.
+    @property
+    def num_layers(self) -> int:
+        """L, blocks of the (decoder) trunk."""
+        raise NotImplementedError
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        raise NotImplementedError
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the positions allow, or None where there is no limit."""
+        raise NotImplementedError
+
+
+def _numbered_labels(num_labels: int) -> dict[str, str]:
+    """transformers' names of classes that have none."""
+    return {str(i): f"LABEL_{i}" for i in range(num_labels)}
+
+
+@functools.cache
+def _field_types(cls: type[ModelConfig]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from a file or a command line is of a field's type; an int is a float too, a bool is no int."""
+    if get_origin(kind) is types.UnionType:
+        return any(_is_of(value, option) for option in get_args(kind))
+    wider = {int: numbers.Integral, float: numbers.Real}.get(kind, get_origin(kind) or kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))

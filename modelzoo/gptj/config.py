@@ -1,0 +1,103 @@
+"""GPT-J's hyper-parameters, named as in transformers."""
+
+import dataclasses
+from typing import ClassVar
+
+from modelzoo.config import ModelConfig
+from modelzoo.layers.mlp import get_activation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTJConfig(ModelConfig):
+    """The defaults are GPT-J-6B's.
+
+    Attributes:
+        vocab_size: V.
+        n_positions: longest sequence; rotary positions have no table, so this is a promise, not a size.
+        n_embd, n_layer, n_head: D, L, N.
+        rotary_dim: features of each head that rotate; None rotates all.
+        n_inner: F; None is 4 D.
+        activation_function: a key of `layers.mlp.ACTIVATIONS`.
+        resid_pdrop, embd_pdrop, attn_pdrop: dropout after attention and MLP, on embeddings, on attention weights.
+        layer_norm_epsilon: added to the variance.
+        initializer_range: standard deviation of every kernel and of the embedding at the start.
+        tie_word_embeddings: as in transformers; GPT-J's head is its own, so only False is known.
+    """
+
+    model_type: ClassVar[str] = "gptj"
+
+    vocab_size: int = 50400
+    n_positions: int = 2048
+    n_embd: int = 4096
+    n_layer: int = 28
+    n_head: int = 16
+    rotary_dim: int | None = 64
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.0
+    embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            self._check(getattr(self, field) >= 1, field, "it is a size, at least 1")
+        self._check(self.mlp_dim >= 1, "n_inner", "it is a size, at least 1, or None for 4 n_embd")
+        self._check(self.n_embd % self.n_head == 0, "n_embd", f"n_head = {self.n_head} does not divide it")
+        self._check(
+            self.rotary_dim is None or (0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0),
+            "rotary_dim",
+            f"it is even and at most the head width {self.head_dim}, or None for all of it",
+        )
+        for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            self._check(0.0 <= getattr(self, field) < 1.0, field, "a dropout probability lies in [0, 1)")
+        self._check(not self.tie_word_embeddings, "tie_word_embeddings", "GPT-J's LM head is not tied")
+        get_activation(self.activation_function)
+
+    @property
+    def num_layers(self) -> int:
+        return self.n_layer
+
+    @property
+    def hidden_size(self) -> int:
+        return self.n_embd
+
+    @property
+    def max_positions(self) -> int:
+        return self.n_positions
+
+    @property
+    def head_dim(self) -> int:
+        """H."""
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_dim(self) -> int:
+        """F."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    @property
+    def cache_heads(self) -> tuple[int, int]:
+        """(K, H) of the key/value cache."""
+        return self.n_head, self.head_dim
+
+
+PRESETS = {
+    "gpt-j-6b": GPTJConfig(),
+    "tiny-gptj": GPTJConfig(
+        vocab_size=256,
+        n_positions=64,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    ),
+}

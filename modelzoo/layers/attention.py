@@ -1,0 +1,127 @@
+"""Multi-head attention (Vaswani et al., 2017, arXiv:1706.03762), one module for every family.
+
+Additive bias (causal, padding, ALiBi), a rotary callable, prefix keys and values, a cache and cross-attention
+are arguments; none of them is a subclass. Scores and softmax are float32 whatever the dtype.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from modelzoo.axes import constrain
+from modelzoo.layers.cache import LayerCache
+from modelzoo.layers.linear import Initializer, Linear, dropout_layer
+
+
+def dot_product_attention(
+    q_BNTH: jax.Array,
+    k_BNSH: jax.Array,
+    v_BNSH: jax.Array,
+    bias: jax.Array | None,
+    dropout: Callable[[jax.Array], jax.Array] = lambda probs: probs,
+    head_mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q · k + bias) · v; the caller scales q.
+
+    Args:
+        q_BNTH, k_BNSH, v_BNSH: queries, keys, values.
+        bias: broadcastable to [B, N, T, S], float32, or None.
+        dropout: applied to the probabilities.
+        head_mask: [N], multiplied into the probabilities after dropout, or None.
+
+    Returns:
+        (context [B, N, T, H] in v's dtype, probabilities [B, N, T, S] as multiplied with v).
+    """
+    scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    probs = dropout(jax.nn.softmax(scores, axis=-1).astype(v_BNSH.dtype))
+    if head_mask is not None:
+        probs = probs * head_mask.astype(probs.dtype)[:, None, None]
+    return jnp.einsum("bnts,bnsh->bnth", probs, v_BNSH), probs
+
+
+class Attention(nn.Module):
+    """Projections, attention, output projection.
+
+    Attributes:
+        features: D, width of input and output.
+        num_heads: N.
+        head_dim: H.
+        use_bias: biases on query, key and value.
+        out_bias: a bias on the output projection.
+        dropout: probability of dropping an attention weight.
+        kernel_init: initializer of all four kernels.
+    """
+
+    features: int
+    num_heads: int
+    head_dim: int
+    use_bias: bool = True
+    out_bias: bool = True
+    dropout: float = 0.0
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        *,
+        source_BSD: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        rotary: Callable[[jax.Array], jax.Array] | None = None,
+        prefix: tuple[jax.Array, jax.Array] | None = None,
+        cache: LayerCache | None = None,
+        cache_index: jax.Array | None = None,
+        head_mask: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
+        """Attends from x to itself, or to `source` (cross-attention).
+
+        Args:
+            x_BTD: [B, T, D].
+            source_BSD: keys and values come from here instead of x.
+            bias: additive, broadcastable to [B, N, T, S] (S counts cached slots and prefix too).
+            rotary: rotates queries and keys [B, T, N, H] by their positions.
+            prefix: keys and values [B, N, P, H] that stand before all others and are seen by every query.
+            cache: keys and values of earlier tokens; the new ones are written at `cache_index`.
+            cache_index: int32 [].
+            head_mask: [N].
+            deterministic: no dropout.
+
+        Returns:
+            (y [B, T, D], probabilities [B, N, T, S], the written cache or None).
+        """
+        source_BSD = x_BTD if source_BSD is None else source_BSD
+        heads = (self.num_heads, self.head_dim)
+        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def project(name: str, inputs: jax.Array) -> jax.Array:
+            axes = ("embed", "heads", "head_dim")
+            layer = Linear((inputs.shape[-1],), heads, axes, self.use_bias, name=name, **shared)
+            return constrain(layer(inputs), "act_batch", "act_length", "act_heads", None)
+
+        q_BTNH, k_BSNH, v_BSNH = project("query", x_BTD), project("key", source_BSD), project("value", source_BSD)
+        if rotary is not None:
+            q_BTNH, k_BSNH = rotary(q_BTNH), rotary(k_BSNH)
+        q_BTNH = q_BTNH * jnp.asarray(self.head_dim**-0.5, q_BTNH.dtype)
+        q_BNTH, k_BNSH, v_BNSH = (a.swapaxes(1, 2) for a in (q_BTNH, k_BSNH, v_BSNH))
+        if cache is not None:
+            assert cache_index is not None
+            cache = cache.write(k_BNSH, v_BNSH, cache_index)
+            k_BNSH, v_BNSH = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
+        if prefix is not None:
+            k_BNSH, v_BNSH = (jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k_BNSH, v_BNSH)))
+
+        def drop(probs: jax.Array) -> jax.Array:
+            return dropout_layer(self.dropout)(probs, deterministic=deterministic)
+
+        context_BNTH, probs = dot_product_attention(q_BNTH, k_BNSH, v_BNSH, bias, drop, head_mask)
+        context_BTNH = constrain(context_BNTH.swapaxes(1, 2), "act_batch", "act_length", "act_heads", None)
+        out = Linear(heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared)
+        return constrain(out(context_BTNH), "act_batch", "act_length", "act_embed"), probs, cache

@@ -1,0 +1,59 @@
+"""Embedding tables, with a vocabulary that a mesh may have padded."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from modelzoo.axes import constrain
+from modelzoo.layers.linear import Initializer, parameter
+
+
+class Embed(nn.Module):
+    """Rows of a table by id.
+
+    Attributes:
+        num_embeddings: V, the true number of rows. The table passed to `apply` may have more when `row_axis`
+            is "vocab"; no id reaches those.
+        features: D.
+        row_axis: logical name of the rows: "vocab", or None for a table that is never sharded by row.
+    """
+
+    num_embeddings: int
+    features: int
+    row_axis: str | None = "vocab"
+    embedding_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        shape, axes = (self.num_embeddings, self.features), (self.row_axis, "embed")
+        self.embedding = parameter(self, "embedding", self.embedding_init, shape, axes, self.param_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Looks ids up: [...] int -> [..., D]. An id outside the table gives NaN, so that it cannot pass unseen."""
+        # Past the table's end goes what indexing would take for a row: negative ids, and rows that only pad the table.
+        ids = jnp.asarray(ids, jnp.int32)
+        ids = jnp.where((ids >= 0) & (ids < self.num_embeddings), ids, self.embedding.shape[0])
+        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+
+def mask_padded_vocab(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Sets the columns [..., vocab_size:] that padding added to minus infinity."""
+    if logits.shape[-1] == vocab_size:
+        return logits
+    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where(column < vocab_size, logits, jnp.asarray(-jnp.inf, logits.dtype))
+
+
+def embed_inputs(embed: Embed, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> jax.Array:
+    """Token embeddings [B, T, D] from ids, or as they were passed.
+
+    Raises:
+        ValueError: neither or both were passed.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    x_BTD = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(embed.dtype)
+    return constrain(x_BTD, "act_batch", "act_length", "act_embed")

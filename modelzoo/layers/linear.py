@@ -1,0 +1,102 @@
+"""Parameters with logical axes, and the one linear layer: a contraction over trailing dimensions.
+
+A kernel keeps the shape that its meaning gives it ([D, N, H] for a query projection), so that a mesh axis can
+be laid on heads without a reshape. Kernels are stored [in..., out...]: on a CPU the contraction of a short
+activation with a kernel in that order runs at the memory's read bandwidth, and the transposed order does not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from modelzoo.axes import gather_parameter
+
+Initializer = Callable[..., jax.Array]
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    dtype: Any,
+    use_dtype: Any = None,
+) -> jax.Array:
+    """Declares a parameter of `module`, or takes the one that was passed to `apply`.
+
+    A "vocab" dimension may be larger than `shape` says: the mesh layer pads vocabularies to what it divides,
+    and the layer computes with the rows that it is given.
+
+    Args:
+        module: the module that owns it.
+        name: its name in the parameter tree.
+        init: initializer (rng, shape, dtype) -> array.
+        shape: its canonical shape.
+        axes: one logical axis name, or None, per dimension.
+        dtype: the dtype it is created in.
+        use_dtype: the dtype it is used in; None leaves it. Cast first, a parameter in bfloat16 use is gathered as such,
+            in half the bytes.
+
+    Returns:
+        The parameter, without a metadata box, laid out for its use.
+
+    Raises:
+        ValueError: the parameter passed in has another shape.
+    """
+    if not module.has_variable("params", name):
+        value = module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
+        return value if use_dtype is None else value.astype(use_dtype)
+    value = nn.meta.unbox(module.get_variable("params", name))
+    fits = value.ndim == len(shape) and all(
+        have == want or (axis == "vocab" and have > want) for have, want, axis in zip(value.shape, shape, axes)
+    )
+    if not fits:
+        path = "/".join((*module.path, name))
+        raise ValueError(f"parameter {path} has shape {tuple(value.shape)}, but the config makes it {shape}")
+    return gather_parameter(value if use_dtype is None else value.astype(use_dtype), axes)
+
+
+def dropout_layer(rate: float) -> nn.Dropout:
+    """Dropout of one probability; identity when its call says `deterministic`."""
+    return nn.Dropout(rate, rng_collection="dropout")
+
+
+class Linear(nn.Module):
+    """y = x · kernel + bias, contracting the last `len(inputs)` dimensions of x.
+
+    Attributes:
+        inputs: sizes of the contracted dimensions.
+        outputs: sizes of the dimensions that replace them.
+        axes: logical names of the kernel's dimensions, inputs first.
+        use_bias: adds a bias of shape `outputs`.
+        kernel_init: initializer of the kernel, called with the kernel's own shape.
+        dtype: computation dtype.
+        param_dtype: dtype the parameters are created in.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        num_in = len(self.inputs)
+        shape, dtypes = (*self.inputs, *self.outputs), (self.param_dtype, self.dtype)
+        kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes, *dtypes)
+        contract = tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in))
+        y = lax.dot_general(x.astype(self.dtype), kernel, (contract, ((), ())))
+        if self.use_bias:
+            bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, self.axes[num_in:], *dtypes)
+            y = y + jnp.broadcast_to(bias, y.shape)
+        return y
+
+

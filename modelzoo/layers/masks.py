@@ -1,0 +1,48 @@
+"""Which key a query may see, as an additive bias.
+
+Biases are float32 and hold the lowest finite number where a key is hidden, not minus infinity: a query that may
+see nothing (a left-padding position) then attends evenly over all keys, as in transformers, and is never NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+def to_bias(visible: jax.Array) -> jax.Array:
+    """bool, True where a key is visible, to float32: 0 there, the lowest finite number elsewhere."""
+    return jnp.where(visible, jnp.float32(0.0), jnp.float32(LOWEST))
+
+
+def causal_bias(attention_mask: jax.Array | None, query_slots: jax.Array, num_keys: int) -> jax.Array:
+    """Bias of a decoder's self-attention: a key is visible from its own slot on, unless it is padding.
+
+    Args:
+        attention_mask: [B, S], non-zero where a key is real; or [B, 1 or N, T, S], a bias that is used as it is;
+            or None.
+        query_slots: int [T], the slot of each query.
+        num_keys: S.
+
+    Returns:
+        float32 [B or 1, 1 or N, T, S].
+    """
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return attention_mask.astype(jnp.float32)
+    visible = (jnp.arange(num_keys) <= query_slots[:, None])[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask.astype(bool)[:, None, None, :]
+    return to_bias(visible)
+
+
+def layer_head_mask(head_mask: jax.Array | None, num_layers: int) -> jax.Array | None:
+    """One head mask a layer: [N] for all layers or [L, N] becomes [L, N].
+
+    Raises:
+        ValueError: another rank, or another number of layers.
+    """
+    if head_mask is None:
+        return None
+    if head_mask.ndim not in (1, 2) or (head_mask.ndim == 2 and head_mask.shape[0] != num_layers):
+        raise ValueError(f"head_mask has shape {head_mask.shape}: it is [heads] or [{num_layers} layers, heads]")
+    return jnp.broadcast_to(head_mask, (num_layers, head_mask.shape[-1]))

@@ -1,0 +1,122 @@
+"""What every model class has in common: its fields, its cache, and its parameters without allocating them."""
+
+import functools
+import inspect
+from typing import Any, ClassVar, TypedDict, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from modelzoo.layers.cache import Cache, init_cache
+
+
+class DecoderInputs(TypedDict, total=False):
+    """Keyword arguments of a decoder-only trunk, and so of its heads, beside input_ids [B, T].
+
+    Attributes:
+        attention_mask: [B, T], non-zero where a token is real; with a cache it may be longer and then covers the
+            slots from the first. A float [B, 1 or N, T, S] is an additive bias, used as it is.
+        token_type_ids: [B, T].
+        position_ids: [B or 1, T]; by default counted from 0, or from the cache's next slot.
+        head_mask: [N] or [L, N], multiplied into the attention probabilities.
+        inputs_embeds: [B, T, D] in place of input_ids.
+        cache: from `init_cache` or an earlier call.
+        output_attentions, output_hidden_states: also return those of every layer.
+        deterministic: no dropout (True). False needs rngs={"dropout": rng}.
+    """
+
+    attention_mask: jax.Array | None
+    token_type_ids: jax.Array | None
+    position_ids: jax.Array | None
+    head_mask: jax.Array | None
+    inputs_embeds: jax.Array | None
+    cache: Cache | None
+    output_attentions: bool
+    output_hidden_states: bool
+    deterministic: bool
+
+
+class Model(nn.Module):
+    """Base of all model classes.
+
+    Attributes:
+        config: the family's config.
+        dtype: computation dtype.
+        param_dtype: dtype that parameters are created in.
+        remat: what the backward pass recomputes: "none", or a key of `layers.stack.REMAT_POLICIES`.
+        scan_layers: run stacked layers as one scan; False unrolls them (the same numbers, a longer compile).
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_layers: bool = True
+
+    task: ClassVar[str] = "base"
+    """What `train.loss` computes from the outputs."""
+
+    def build(self, model_class: type["Model"]) -> "Model":
+        """Another class of the same family with this one's fields; a submodule when built in `setup`."""
+        return model_class(self.config, self.dtype, self.param_dtype, self.remat, self.scan_layers)
+
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any = None) -> Cache:
+        """An empty cache for `apply(..., cache=...)`.
+
+        Args:
+            batch_size: B.
+            max_length: S, prompt and new tokens together.
+            dtype: of keys and values; None is the computation dtype.
+
+        Raises:
+            ValueError: max_length is past the model's positions.
+        """
+        limit = self.config.max_positions
+        if limit is not None and max_length > limit:
+            raise ValueError(f"max_length {max_length} is past the {limit} positions of the model")
+        heads, width = self.config.cache_heads
+        return init_cache(self.config.num_layers, batch_size, max_length, heads, width, dtype or self.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_init(model: Model) -> Any:
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    # Shapes do not depend on a mesh that may be in force around the caller, and this one row divides over none.
+    with nn.logical_axis_rules(()):
+        return jax.eval_shape(lambda rng, ids: model.init(rng, input_ids=ids), rng, ids)["params"]
+
+
+def abstract_params(model: Model) -> Any:
+    """Shapes and dtypes of a model's parameters, nothing allocated.
+
+    Returns:
+        The canonical parameter tree (layers stacked, vocabulary at its true size) of jax.ShapeDtypeStruct.
+    """
+    with nn.logical_axis_rules(()):  # unboxing would lay the shapes, as if they were arrays, on a mesh in force
+        return nn.meta.unbox(_abstract_init(model))
+
+
+def logical_axes(model: Model) -> Any:
+    """The logical axis names of a model's parameters: the canonical tree with a tuple of names at each leaf."""
+    return jax.tree.map(
+        lambda box: tuple(box.names), _abstract_init(model), is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+    )
+
+
+def input_names(model: Model | type[Model]) -> frozenset[str]:
+    """The keyword arguments that a model takes: a batch may hold more (labels), and `apply` gets these."""
+    names = set()
+    for name, parameter in inspect.signature(model.__call__).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            (inputs,) = get_args(parameter.annotation)  # Unpack[...Inputs]
+            names |= set(inputs.__annotations__)
+        elif name != "self":
+            names.add(name)
+    return frozenset(names)
+
+
+def num_params(model: Model) -> int:
+    """The number of parameters at the true vocabulary size."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))

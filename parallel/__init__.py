@@ -1,0 +1,52 @@
+"""Where arrays live: meshes, the rules that lay logical axes on them, sharded parameters and checkpoints.
+
+    mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+    rules = parallel.make_rules(mesh)
+    params = parallel.init_params(model, jax.random.key(0), rules)
+    with parallel.use(rules):
+        out = jax.jit(model.apply)({"params": params}, input_ids=ids)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import modelzoo.hf
+from parallel.mesh import MESH_AXES, make_mesh, parse_mesh
+from parallel.rules import Rules, make_rules, use
+from parallel.shard import (
+    abstract_sharded_params,
+    batch_sharding,
+    init_params,
+    param_shardings,
+    shard_params,
+    unpad_params,
+)
+
+if TYPE_CHECKING:
+    from parallel.checkpoint import latest_checkpoint, restore_params
+
+modelzoo.hf.default_rules = make_rules  # so that from_hf(path, mesh=mesh) needs no rules spelled out
+
+__all__ = [
+    "MESH_AXES",
+    "Rules",
+    "abstract_sharded_params",
+    "batch_sharding",
+    "init_params",
+    "latest_checkpoint",
+    "make_mesh",
+    "make_rules",
+    "param_shardings",
+    "parse_mesh",
+    "restore_params",
+    "shard_params",
+    "unpad_params",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Orbax takes a second to import, and only those who read or write checkpoints need it.
+    if name not in ("latest_checkpoint", "restore_params"):
+        raise AttributeError(f"module 'parallel' has no attribute {name!r}")
+    return getattr(importlib.import_module("parallel.checkpoint"), name)

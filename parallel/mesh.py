@@ -1,0 +1,85 @@
+"""Building and checking a device mesh. Mesh axes are spelled here, in `rules.py` and in configs/, nowhere else."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
+"""Slowest first: neighbouring devices share `tensor`, the axis that talks most."""
+
+
+def make_mesh(
+    stage: int = 1,
+    data: int = 1,
+    fsdp: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Arranges devices into a mesh with all five axes.
+
+    Args:
+        stage: pipeline stages.
+        data: copies of the model that share the batch.
+        fsdp: like data, and parameters, gradients and optimizer state are sharded over it.
+        context: shards of the sequence.
+        tensor: shards of heads, MLP and vocabulary.
+        devices: the devices to use; None takes all of them.
+
+    One axis may be -1: it takes what the others leave.
+
+    Returns:
+        A mesh whose axes are (stage, data, fsdp, context, tensor), all of type Auto.
+
+    Raises:
+        ValueError: a size below 1, more than one -1, or sizes whose product is not the number of devices.
+    """
+    sizes = dict(zip(MESH_AXES, (stage, data, fsdp, context, tensor)))
+    devices = list(jax.devices() if devices is None else devices)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"mesh axis {axis}={size}: a size is at least 1, or -1 for what the other axes leave")
+    if len(free) > 1:
+        raise ValueError(f"mesh axes {' and '.join(free)} are both -1: at most one axis may take the rest")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        if len(devices) % fixed:
+            raise ValueError(
+                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {len(devices)} devices"
+            )
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        hint = "make one axis -1 to use all of them, or pass devices= to use fewer"
+        if fixed > len(devices):
+            hint = "on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
+        raise ValueError(f"mesh {_describe(sizes)} needs {fixed} devices, but there are {len(devices)}: {hint}")
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads "fsdp=4,tensor=2" into keyword arguments of `make_mesh`.
+
+    Raises:
+        ValueError: an unknown axis, or a size that is no integer.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        axis, size = (side.strip() for side in part.partition("=")[::2])
+        if axis not in MESH_AXES:
+            raise ValueError(f"unknown mesh axis {axis!r} in {text!r}: the axes are {', '.join(MESH_AXES)}")
+        if axis in sizes:
+            raise ValueError(f"mesh axis {axis!r} twice in {text!r}")
+        try:
+            sizes[axis] = int(size)
+        except ValueError:
+            raise ValueError(f"mesh axis {axis}={size!r} in {text!r}: write it as {axis}=N") from None
+    return sizes
+
+
+def _describe(sizes: dict[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "of one device"

@@ -1,0 +1,37 @@
+"""What every test runs under: eight simulated devices, strict dtypes, a compile cache, no network.
+
+JAX reads these when it is first imported, so they are set here; as environment variables rather than through
+`jax.config`, so that the programs which tests start get the same.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+assert "jax" not in sys.modules, "a pytest plugin imported jax before tests/conftest.py could set it up"
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+# Compiling is most of the suite's time. `make clean` drops the cache.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# No test needs the network, a screen, or more threads than xdist's workers already are.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# tests/parity compares with torch, which `make test` does not install and `make parity` does.
+collect_ignore = [] if importlib.util.find_spec("transformers") else ["parity"]
+
+
+@pytest.fixture
+def rng():
+    """A PRNG key, the same in every test."""
+    import jax
+
+    return jax.random.key(0)

@@ -1,0 +1,248 @@
+"""The decode loop, with a fake model whose every token is known in advance and with a tiny GPT-J."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import inference
+import modelzoo
+import parallel
+from inference import GenerationConfig, decode
+from modelzoo.layers.cache import begin, init_cache
+from modelzoo.outputs import CausalLMOutput
+
+VOCAB = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeConfig:
+    vocab_size: int = VOCAB
+    max_positions: int = 128
+
+
+class FakeLM(nn.Module):
+    """Its next token is (3 x the sum of all tokens so far + the last position) mod V: wrong if the loop loses a
+    token, shows padding, or miscounts positions."""
+
+    config: FakeConfig = FakeConfig()
+    task: ClassVar[str] = "causal_lm"
+
+    def init_cache(self, batch_size, max_length):
+        return init_cache(1, batch_size, max_length, 1, 1, jnp.float32)
+
+    def __call__(self, input_ids, attention_mask=None, position_ids=None, cache=None, logits_to_keep=0):
+        num_new = input_ids.shape[1]
+        slots, mask, _, cache = begin(cache, attention_mask, num_new)
+        (layer,) = cache.layers
+        layer = layer.write(*[input_ids[:, None, :, None].astype(jnp.float32)] * 2, slots[0])
+        total = jnp.sum(jnp.where(mask, layer.key[:, 0, :, 0], 0.0), axis=1).astype(jnp.int32)
+        following = (3 * total + position_ids[:, -1]) % self.config.vocab_size
+        distance = (jnp.arange(self.config.vocab_size) - following[:, None]) % self.config.vocab_size
+        return CausalLMOutput(-distance[:, None].astype(jnp.float32), cache.advance((layer,), num_new))
+
+
+def expected(prompt, num_new, vocab=VOCAB):
+    tokens = list(prompt)
+    for _ in range(num_new):
+        tokens.append((3 * sum(tokens) + len(tokens) - 1) % vocab)
+    return tokens[len(prompt) :]
+
+
+PROMPTS = ([5, 6, 7, 8], [9], [1, 2])
+LEFT = np.array([[5, 6, 7, 8], [0, 0, 0, 9], [0, 0, 1, 2]])
+RIGHT = np.array([[5, 6, 7, 8], [9, 0, 0, 0], [1, 2, 0, 0]])
+
+
+def run_fake(ids, mask=None, **fields):
+    return inference.generate(FakeLM(), {}, ids, mask, GenerationConfig(**({"max_new_tokens": 12} | fields)))
+
+
+def test_left_padded_rows_each_continue_their_own_prompt():
+    out = run_fake(LEFT, LEFT > 0)
+    assert out.sequences.tolist() == [[*row, *expected(prompt, 12)] for row, prompt in zip(LEFT.tolist(), PROMPTS)]
+    assert out.lengths.tolist() == [16, 16, 16]
+    assert out.scores is None
+
+
+def test_right_padded_rows_continue_without_a_gap():
+    out = run_fake(RIGHT, RIGHT > 0, pad_token_id=0)
+    for row, length, prompt in zip(out.sequences.tolist(), out.lengths, PROMPTS):
+        assert row[:length] == [*prompt, *expected(prompt, 12)]
+        assert row[length:] == [0] * (16 - length)
+
+
+@pytest.mark.parametrize("ids", [LEFT, RIGHT])
+def test_rows_stop_at_their_own_end(ids):
+    news = [expected(prompt, 12) for prompt in PROMPTS]
+    ends = (news[0][2], news[1][5])
+    counts = [next((i + 1 for i, token in enumerate(new) if token in ends), 12) for new in news]
+    assert len(set(counts)) > 1 and max(counts[:2]) < 12
+    out = run_fake(ids[:2], ids[:2] > 0, eos_token_id=list(ends), pad_token_id=0)
+    for row, length, prompt, new, count in zip(out.sequences.tolist(), out.lengths, PROMPTS, news, counts):
+        assert row[length - count : length] == new[:count]
+        assert set(row[length:]) <= {0}
+    if ids is LEFT:  # cut to the longest row: the loop stopped when the last one did
+        assert out.sequences.shape == (2, 4 + max(counts[:2]))
+        assert out.lengths.tolist() == [4 + count for count in counts[:2]]
+
+
+def test_a_row_without_eos_never_stops_and_pad_defaults_to_eos():
+    new = expected([9], 12)
+    assert run_fake([[9]]).sequences.tolist() == [[9, *new]]
+    out = run_fake([[9], [8]], eos_token_id=new[1])
+    assert out.sequences[0, out.lengths[0] :].tolist() == [new[1]] * (out.sequences.shape[1] - 3)
+
+
+def test_lengths_rule_over_eos():
+    new = expected([9], 12)
+    out = run_fake([[9]], eos_token_id=new[0], min_new_tokens=3, max_new_tokens=5)
+    assert out.lengths[0] >= 4 and new[0] not in out.sequences[0, 1:4]
+    assert run_fake([[9]], min_length=4, eos_token_id=new[0], max_new_tokens=5).lengths[0] >= 4
+    assert run_fake([[9]], max_length=7, max_new_tokens=None).sequences.tolist() == [[9, *new[:6]]]
+    assert run_fake([[9]], forced_eos_token_id=44).sequences[0, -1] == 44
+
+
+def test_scores_are_the_processed_logits_of_each_step():
+    out = run_fake([[9], [4]], output_scores=True, suppress_tokens=(7,), max_new_tokens=5)
+    assert out.scores is not None
+    assert out.scores.shape == (5, 2, VOCAB)
+    assert np.isneginf(out.scores[:, :, 7]).all()
+    np.testing.assert_array_equal(out.scores.argmax(-1).T, out.sequences[:, 1:])
+
+
+def test_stream_yields_what_generate_returns():
+    config = GenerationConfig(max_new_tokens=11, eos_token_id=expected([9], 8)[7], pad_token_id=0)
+    ids, mask = LEFT[1:], LEFT[1:] > 0
+    chunks = list(inference.stream(FakeLM(), {}, ids, mask, config, chunk_size=3))
+    assert [chunk.shape[1] for chunk in chunks][:3] == [1, 3, 3]
+    whole = inference.generate(FakeLM(), {}, ids, mask, config)
+    np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole.sequences[:, 4:])
+    with pytest.raises(ValueError, match="chunk_size = 0"):
+        next(inference.stream(FakeLM(), {}, ids, mask, config, chunk_size=0))
+
+
+def test_new_lengths_do_not_compile_again():
+    run_fake([[1, 2, 3]], max_new_tokens=4)
+    before = decode._begin._cache_size(), decode._continue._cache_size()
+    for length, num_new in ((1, 4), (7, 9), (16, 16), (12, 2)):
+        prompt = list(range(1, length + 1))
+        assert run_fake([prompt], max_new_tokens=num_new).sequences.tolist() == [prompt + expected(prompt, num_new)]
+    assert (decode._begin._cache_size(), decode._continue._cache_size()) == before
+
+
+def test_samples_are_reproducible_and_independent_of_their_neighbours():
+    config = GenerationConfig(do_sample=True, temperature=20.0, max_new_tokens=10, pad_token_id=0)
+
+    def run(ids, seed):
+        rng = jax.random.key(seed)
+        return inference.generate(FakeLM(), {}, ids, np.asarray(ids) > 0, config, rng=rng).sequences[:, 4:].tolist()
+
+    assert run(LEFT, 0) == run(LEFT, 0) != run(LEFT, 1)
+    assert run(LEFT[:1], 0) == run(LEFT, 0)[:1]
+    legacy = inference.generate(FakeLM(), {}, LEFT, LEFT > 0, config, rng=jax.random.PRNGKey(0))
+    default = inference.generate(FakeLM(), {}, LEFT, LEFT > 0, config)
+    assert legacy.sequences.tolist() == default.sequences.tolist()
+    assert legacy.sequences[:, 4:].tolist() == run(LEFT, 0)
+
+
+def test_several_samples_of_a_prompt_stand_together_and_differ():
+    config = GenerationConfig(do_sample=True, temperature=20.0, num_return_sequences=3, max_new_tokens=8)
+    out = inference.generate(FakeLM(), {}, [[5, 6], [7, 8]], config=config, rng=jax.random.key(3))
+    assert out.sequences[:, :2].tolist() == [[5, 6]] * 3 + [[7, 8]] * 3
+    assert len({tuple(row) for row in out.sequences[:, 2:].tolist()}) == 6
+
+
+def test_models_and_meshes_that_do_not_fit_are_refused():
+    classifier = modelzoo.GPTJForSequenceClassification(modelzoo.get_config("tiny-gptj"))
+    with pytest.raises(ValueError, match="^GPTJForSequenceClassification does not generate"):
+        inference.generate(classifier, {}, [[1]])
+    mesh, other = (parallel.make_mesh(data=n, devices=jax.devices()[:n]) for n in (1, 2))
+    with pytest.raises(ValueError, match="two meshes"):
+        inference.generate(FakeLM(), {}, [[1]], mesh=mesh, rules=parallel.make_rules(other))
+
+
+@pytest.fixture(scope="module")
+def gptj():
+    """A GPT-J with a vocabulary that no mesh divides, and logits at unit scale."""
+    model = modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", vocab_size=97, initializer_range=0.12))
+    return model, parallel.init_params(model, jax.random.key(7))
+
+
+RAGGED = np.array([[11, 12, 13, 14, 15, 16], [0, 0, 0, 21, 22, 23], [0, 31, 32, 33, 34, 35]])
+
+
+def test_cached_logits_equal_uncached(gptj):
+    model, params = gptj
+    params = inference.prepare(model, params)
+    ids = jax.random.randint(jax.random.key(1), (3, 24), 1, 97)
+    mask, num_prompt = jnp.ones((3, 24), bool).at[1, :5].set(False).at[2, :9].set(False), 12
+    positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, 1)
+    whole = model.apply({"params": params}, input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    step = jax.jit(decode.decode_step, static_argnums=0)
+    logits, position, cache = jax.jit(decode.prefill, static_argnums=(0, 4))(
+        model, params, ids[:, :num_prompt], mask[:, :num_prompt], 32
+    )
+    for slot in range(num_prompt, 24):
+        np.testing.assert_allclose(logits, whole[:, slot - 1], atol=2e-6, rtol=0)
+        logits, cache = step(model, params, ids[:, slot], position, cache)
+        position = position + 1
+    np.testing.assert_allclose(logits, whole[:, -1], atol=2e-6, rtol=0)
+
+
+def test_prepared_parameters_give_the_same_and_pass_through(gptj):
+    model, params = gptj
+    prepared = inference.prepare(model, params)
+    assert isinstance(prepared["trunk"]["layers"], tuple)
+    again = inference.prepare(model, prepared)
+    assert jax.tree.leaves(again)[0] is jax.tree.leaves(prepared)[0]
+    config = GenerationConfig(max_new_tokens=6)
+    one, two = (inference.generate(model, p, RAGGED, RAGGED > 0, config) for p in (params, prepared))
+    np.testing.assert_array_equal(one.sequences, two.sequences)
+    assert len(set(one.sequences[:, 6:].ravel().tolist())) > 6  # not one token over and over
+
+
+def test_padding_side_and_bucket_do_not_change_tokens(gptj):
+    model, params = gptj
+    right = np.array([np.roll(row, -int((row == 0).sum())) for row in RAGGED])
+    config = GenerationConfig(max_new_tokens=8, repetition_penalty=1.2)
+    left = inference.generate(model, params, RAGGED, RAGGED > 0, config)
+    out = inference.generate(model, params, right, right > 0, config)
+    for row in range(3):
+        assert left.sequences[row, 6:].tolist() == out.sequences[row, : out.lengths[row]].tolist()[-8:]
+
+
+@pytest.mark.parametrize(
+    ("axes", "sample"),
+    [
+        (dict(tensor=4, data=2), False),
+        (dict(data=2, fsdp=2, tensor=2), False),
+        (dict(data=2, fsdp=2, tensor=2), True),
+        (dict(fsdp=8), False),
+    ],
+    ids=["tensor,data", "data,fsdp,tensor", "data,fsdp,tensor-sample", "fsdp"],
+)
+def test_sharded_tokens_equal_unsharded(gptj, axes, sample):
+    model, params = gptj
+    config = GenerationConfig(
+        max_new_tokens=8, repetition_penalty=1.2, do_sample=sample, top_p=0.9, eos_token_id=3, pad_token_id=0
+    )
+    alone = inference.generate(model, params, RAGGED, RAGGED > 0, config)
+    sharded = inference.generate(model, params, RAGGED, RAGGED > 0, config, mesh=parallel.make_mesh(**axes))
+    np.testing.assert_array_equal(sharded.sequences, alone.sequences)
+    np.testing.assert_array_equal(sharded.lengths, alone.lengths)
+
+
+def test_padded_vocabulary_is_never_sampled(gptj):
+    model, params = gptj
+    config = GenerationConfig(
+        max_new_tokens=16, do_sample=True, temperature=1e6, top_k=0, num_return_sequences=16, output_scores=True
+    )
+    out = inference.generate(model, params, [[1]], config=config, mesh=parallel.make_mesh(tensor=4, data=2))
+    assert out.scores is not None
+    assert out.sequences.max() < 97 and out.scores.shape == (16, 16, 97)
+    assert len(np.unique(out.sequences)) > 70  # all but uniform over 97 ids

@@ -1,0 +1,87 @@
+"""The host's side of a generation: what is refused, how rows are aligned and bucketed, how results are cut."""
+
+import numpy as np
+import pytest
+
+from inference import GenerationConfig
+from inference.prompts import bucket_length, prepare_prompts
+
+VOCAB, WINDOW = 50, 64
+
+
+def prepare(ids, mask=None, max_positions=WINDOW, **fields):
+    return prepare_prompts(ids, mask, GenerationConfig(**({"max_new_tokens": 8} | fields)), VOCAB, max_positions)
+
+
+@pytest.mark.parametrize(
+    "ids, mask, fields, error",
+    [
+        ([[]], None, {}, "empty prompt"),
+        ([[1, 2]], [[0, 0]], {}, "prompt 0 is empty"),
+        ([1, 2, 3], None, {}, r"shape \(3,\)"),
+        ([[1, 2], [3]], None, {}, "rows of different lengths"),
+        ([[1.0, 2.0]], None, {}, "dtype float64"),
+        ([[1, 50]], None, {}, r"input_ids\[0, 1\] = 50: .* 0 to 49"),
+        ([[-1, 5]], None, {}, r"input_ids\[0, 0\] = -1"),
+        ([[1, 2]], [[1, 1, 1]], {}, r"attention_mask has shape \(1, 3\)"),
+        ([[1, 2, 3, 4]], [[1, 0, 1, 0]], {}, r"attention_mask\[0\] has a gap"),
+        ([[1] * 64], None, {}, "64 tokens leaves no room"),
+        ([[1] * 57], None, {}, "57 tokens and 8 new ones are past the model's 64 .* max_new_tokens to 7"),
+        ([[1, 2]], None, {"eos_token_id": 50}, "eos_token_id = 50"),
+    ],
+)
+def test_bad_prompts_are_refused(ids, mask, fields, error):
+    with pytest.raises(ValueError, match=error):
+        prepare(ids, mask, **fields)
+
+
+def test_the_window_counts_real_tokens_not_padding():
+    ids, mask = np.ones((2, 70), int), np.zeros((2, 70), int)
+    mask[:, -20:] = 1
+    assert prepare(ids, mask).num_slots <= WINDOW
+    assert prepare([[1] * 56]).num_slots == WINDOW
+
+
+def test_left_and_right_padding_are_the_same_inside():
+    left = prepare([[0, 0, 5, 6], [1, 2, 3, 4]], [[0, 0, 1, 1], [1, 1, 1, 1]])
+    right = prepare([[5, 6, 0, 0], [1, 2, 3, 4]], [[1, 1, 0, 0], [1, 1, 1, 1]])
+    assert not left.right_padded and right.right_padded
+    np.testing.assert_array_equal(left.input_ids, right.input_ids)
+    np.testing.assert_array_equal(left.attention_mask, right.attention_mask)
+    assert left.attention_mask[:, -4:].tolist() == [[False, False, True, True], [True] * 4]
+
+
+def test_mask_is_inferred_from_pad_as_transformers_does():
+    assert prepare([[9, 9, 5]], pad_token_id=9).given_mask.tolist() == [[False, False, True]]
+    assert prepare([[9, 9, 5]], pad_token_id=9, eos_token_id=9).given_mask.all()
+    assert prepare([[9, 9, 5]]).given_mask.all()
+
+
+def test_lengths_fall_into_few_buckets():
+    assert [bucket_length(n) for n in (1, 16, 17, 33, 64, 65, 128, 129)] == [16, 16, 32, 64, 64, 128, 128, 192]
+    assert bucket_length(17, at_most=20) == 20
+    shapes = {(p.input_ids.shape, p.num_slots) for p in (prepare([[1] * n]) for n in range(1, 17))}
+    assert len(shapes) == 1
+
+
+def test_no_window_no_limit():
+    prompts = prepare([[1] * 500], max_positions=None)
+    assert prompts.input_ids.shape == (1, 512)
+    assert prompts.num_slots == 576
+
+
+def test_seen_holds_the_row_as_passed_in():
+    prompts = prepare([[0, 5, 6], [1, 2, 1]], [[0, 1, 1], [1, 1, 1]])
+    assert [np.flatnonzero(row).tolist() for row in prompts.seen(VOCAB)] == [[0, 5, 6], [1, 2]]
+
+
+def test_output_keeps_left_padding_and_closes_right_padding():
+    config = GenerationConfig(max_new_tokens=8, eos_token_id=9, pad_token_id=0)
+    new = np.array([[7, 9, 0], [7, 8, 7]])
+    left = prepare_prompts([[0, 5], [3, 4]], [[0, 1], [1, 1]], config, VOCAB, WINDOW).output(new, None, config)
+    assert left.sequences.tolist() == [[0, 5, 7, 9, 0], [3, 4, 7, 8, 7]]
+    assert left.lengths.tolist() == [4, 5]
+    right = prepare_prompts([[5, 0], [3, 4]], [[1, 0], [1, 1]], config, VOCAB, WINDOW).output(new, None, config)
+    assert right.sequences.tolist() == [[5, 7, 9, 0, 0], [3, 4, 7, 8, 7]]
+    assert right.lengths.tolist() == [3, 5]
+    assert right.sequences.dtype == right.lengths.dtype == np.int32

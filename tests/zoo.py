@@ -1,0 +1,63 @@
+"""Small models and parameters for tests: what several test files would otherwise each make for themselves."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import modelzoo
+
+
+def tiny_gptj(**overrides: Any) -> modelzoo.GPTJConfig:
+    """A GPT-J with sizes that are all different, and nothing a power of two that need not be."""
+    sizes = dict(vocab_size=37, n_positions=32, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, n_inner=31)
+    return modelzoo.GPTJConfig(**(sizes | dict(bos_token_id=1, eos_token_id=2, pad_token_id=0) | overrides))
+
+
+def random_params(model: modelzoo.Model, seed: int = 0, scale: float = 0.2) -> Any:
+    """Parameters large enough that attention is not uniform and that no bias is zero.
+
+    Norm scales lie around one, everything else around zero; drawn by numpy, so that they do not depend on JAX.
+    """
+    random = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(random.normal(center, scale, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, modelzoo.abstract_params(model))
+
+
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under names such as trunk/layers/norm/scale."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def max_difference(a: Any, b: Any) -> float:
+    """The largest absolute difference between two trees of arrays, in float64; NaN if either holds one."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Two trees of one structure agree to an absolute tolerance, leaf by leaf."""
+    actual, expected = leaves_by_name(actual), leaves_by_name(expected)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        have, want = np.asarray(actual[name], np.float64), np.asarray(expected[name], np.float64)
+        assert have.shape == want.shape, f"{name}: shape {have.shape}, expected {want.shape}"
+        difference = np.max(np.abs(have - want), initial=0.0)
+        assert difference <= tolerance, f"{name}: differs by {difference:.3g}, more than {tolerance:.3g}"
+
+
+def assert_close_relative(actual: Any, expected: Any, tolerance: float) -> None:
+    """As `assert_close`, each leaf's tolerance being relative to the leaf's largest element."""
+    actual, expected = leaves_by_name(actual), leaves_by_name(expected)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        have, want = np.asarray(actual[name], np.float64), np.asarray(expected[name], np.float64)
+        assert have.shape == want.shape, f"{name}: shape {have.shape}, expected {want.shape}"
+        ratio = np.max(np.abs(have - want)) / max(np.max(np.abs(want)), 1e-30)
+        assert ratio <= tolerance, f"{name}: differs by {ratio:.3g} of its largest element, more than {tolerance:.3g}"

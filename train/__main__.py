@@ -1,0 +1,208 @@
+"""`python -m train`: from a gin file to a trained model, read top to bottom.
+
+parse -> check -> data -> model -> state (new or restored) -> steps (log, evaluate, save) -> close
+"""
+
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from train.cli import StopRequest, describe, user_errors
+from train.experiment import DATA, TRAIN, Experiment
+
+if TYPE_CHECKING:
+    from train.data.tokens import TokenData
+
+Repeated = tyro.conf.UseAppendAction
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Trains a model that gin files describe. Run the same command again to go on where a run stopped."""
+
+    gin_file: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="FILE")] = ()
+    """A gin file; give several to read them in order. Found from here or from the shipped configs/."""
+    gin_param: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="NAME.PARAMETER=VALUE")] = ()
+    """A setting that wins over the files. Texts keep their quotes: --gin_param="data.path='my/texts'"."""
+
+
+def main() -> None:
+    """Reads the flags and trains."""
+    flags = tyro.cli(
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(Flags),
+        prog="python -m train",
+        description=_help(),
+        use_underscores=True,
+    )
+    with user_errors():
+        if not flags.gin_file and not flags.gin_param:
+            raise ValueError("nothing to train: give --gin_file, such as --gin_file=configs/quickstart.gin")
+        train(Experiment(flags.gin_file, flags.gin_param))
+
+
+def train(experiment: Experiment) -> None:
+    """Runs an experiment to its last step, from its newest checkpoint if it has one.
+
+    Args:
+        experiment: what to train; its workdir receives checkpoints/STEP/, metrics.jsonl, TensorBoard events, config.gin
+            and the loss curve.
+
+    Raises:
+        ValueError: the experiment does not fit the devices, the data or the checkpoint that is there.
+        OSError: a folder cannot be read or written.
+    """
+    # What can be wrong is found before anything slow: mesh, folder, an earlier run in it.
+    run = experiment.run
+    rules = experiment.make_rules()
+    experiment.check_workdir()
+    workdir = Path(run.workdir)
+    for binding in experiment.unused():
+        say(f"note: {binding} has no effect on this run")
+
+    import jax
+
+    import modelzoo
+    import parallel
+    from train import metrics, saving, state, step
+    from train.data import batches as text
+    from train.data.tokens import prepare_tokens
+
+    saver = saving.Saver(workdir, every=run.checkpoint_every, keep=run.keep_checkpoints)
+    start = saver.latest_step() or 0
+    if start:
+        experiment.check_resume(workdir / "checkpoints" / str(start))
+    if start >= run.num_steps:
+        say(f"{run.workdir} is complete: step {start} of {run.num_steps}")
+        return
+
+    # Data: tokens on disk, then batches whose order follows from (seed, step) alone.
+    tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
+    check_end_of_text(experiment, tokens)
+    say(
+        f"data: {tokens.manifest['documents']} documents, {len(tokens.train):,} tokens to train on, "
+        f"{len(tokens.validation):,} held out ({tokens.folder})"
+    )
+    sizes = dict(sequence_length=run.sequence_length, global_batch_size=run.global_batch_size)
+    shard = text.batch_shard(parallel.batch_sharding(rules), run.global_batch_size)
+    batches = iter(text.train_batches(tokens.train, seed=run.seed, shard=shard, **sizes))
+
+    # Model, optimizer and the compiled steps.
+    model, optimizer = experiment.model, experiment.optimizer
+    mesh = ", ".join(f"{axis} {size}" for axis, size in rules.mesh.shape.items() if size > 1) or "one device"
+    say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters on {mesh}")
+    train_step = step.make_train_step(
+        model,
+        optimizer,
+        rules=rules,
+        microbatches=run.microbatches,
+        schedule=run.schedule,
+        accumulate=run.accumulate,
+        learning_rate=experiment.learning_rate,
+    )
+    eval_step = step.make_eval_step(model, rules=rules)
+
+    def evaluate(params: Any) -> float | None:
+        held_out = text.validation_batches(tokens.validation, max_batches=run.eval_batches, shard=shard, **sizes)
+        sums = [eval_step(params, batch) for batch in held_out]
+        if not sums:
+            return None
+        return float(sum(s["loss_sum"] for s in sums)) / int(sum(s["tokens"] for s in sums))
+
+    # State: restored with the position in the data, or new.
+    if start:
+        current, extra = saver.restore(model, state.abstract_state(model, optimizer, rules=rules))
+        check_same_data(extra, tokens, experiment)
+        batches.set_state(extra["batches"])
+        say(f"going on from step {start} of {run.num_steps}")
+    else:
+        current = state.init_state(model, optimizer, rules=rules, rng=jax.random.key(run.seed))
+
+    texts = {"config.gin": experiment.text, "tokenizer.json": tokens.tokenizer_file.read_text()}
+    for name, content in texts.items():
+        (workdir / name).write_text(content)
+
+    def save(at: int, force: bool = False) -> None:
+        extra = {"batches": batches.get_state(), "fingerprint": tokens.manifest["fingerprint"]}
+        saver.maybe_save(at, current, extra, texts=texts, model=model, force=force)
+
+    log = metrics.RunLog(
+        workdir,
+        num_steps=run.num_steps,
+        tokens_per_step=run.global_batch_size * run.sequence_length,
+        flops_per_token=metrics.flops_per_token(model, run.sequence_length),
+        log_every=run.log_every,
+        start_step=start,
+    )
+    with StopRequest() as stop, log, saver:
+        for at in range(start + 1, run.num_steps + 1):
+            current, measured = train_step(current, next(batches))
+            log.log(at, measured)
+            last = at == run.num_steps
+            if last or (run.eval_every and at % run.eval_every == 0):
+                loss = evaluate(current.params)
+                if loss is not None:
+                    log.eval(at, loss)
+            save(at, force=last or stop.requested)
+            if stop.requested:
+                break
+    if stop.requested and not last:
+        say(f"stopped at step {at}, saved; run the same command again to go on")
+        raise SystemExit(stop.exit_code)
+    say(f"files: {workdir}\nplot: {log.plot}\nmodel: {workdir}/checkpoints/{run.num_steps}")
+
+
+def check_end_of_text(experiment: Experiment, tokens: "TokenData") -> None:
+    """Checks that the model ends a text with the token that the data ends documents with."""
+    given, actual = experiment.config.eos_token_id, tokens.manifest["end_of_text_id"]
+    if given != actual:
+        key = f"{experiment.family}.eos_token_id"
+        raise ValueError(
+            f"{key} = {given}{experiment.settings.where(key)}, but documents end with token {actual} "
+            f"({tokens.manifest['end_of_text']}): set {key} = {actual}"
+        )
+
+
+def check_same_data(extra: dict[str, Any], tokens: "TokenData", experiment: Experiment) -> None:
+    """Checks that a checkpoint was trained on these tokens."""
+    if extra["fingerprint"] != tokens.manifest["fingerprint"] and not experiment.run.allow_changes:
+        raise ValueError(
+            f"data.path = {tokens.manifest['path']!r}: the text has changed since the checkpoint in "
+            f"{experiment.run.workdir} was written; bring the old text back, choose another train.workdir, or go on with "
+            'the new one by --gin_param="train.allow_changes=True"'
+        )
+
+
+def say(line: str) -> None:
+    """Prints a line, once over all processes."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def _help() -> str:
+    lines = [*describe("train", TRAIN), *describe("data", DATA)]
+    return "\n".join(
+        (
+            inspect.cleandoc(Flags.__doc__ or ""),
+            "",
+            "examples:",
+            "  python -m train --gin_file=configs/quickstart.gin",
+            "  python -m train --gin_file=quickstart.gin --gin_param=\"data.path='my/texts'\" \\",
+            "                  --gin_param=\"train.workdir='runs/mine'\"",
+            "  python -m train --gin_file=quickstart.gin --gin_file=parallel/fsdp.gin --gin_param=train.num_steps=500",
+            "",
+            "settings (also: the model's by family, as GPTJ.n_layer; mesh.AXIS; rules.AXIS; the optimizer's, as adamw.b2):",
+            *(f"  {line}" for line in lines),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

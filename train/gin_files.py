@@ -1,0 +1,362 @@
+"""Reads gin files strictly: an unknown name, a missing value or a wrong type stops the program, naming file and line.
+
+Only entry points use this module; nothing else in flaxtron knows gin. gin-config's own parser, macros and references do the
+work (https://github.com/google/gin-config). What is added: every binding remembers where it was made, its value is checked
+against the annotation of the parameter it sets, and all of it happens before the program does anything else.
+
+Departures from plain gin: `include` also looks beside the including file; references are written with parentheses, as in
+`train.optimizer = @adamw()`; `import` statements and scopes are refused.
+"""
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+import re
+import tokenize
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import typeguard
+from gin import config_parser
+
+_MODULE = "flaxtron"
+"""gin keeps each name under a module; ours is left out everywhere a user looks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """Something that gin can set.
+
+    Attributes:
+        target: the function or dataclass whose parameters are set.
+        hidden: parameters that the program supplies and gin may not.
+        hints: types of parameters, where the annotations do not say.
+    """
+
+    target: Callable[..., Any]
+    hidden: frozenset[str] = frozenset()
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Parameters that gin may set, with their defaults; `inspect.Parameter.empty` where there is none."""
+        named = {p.name: p for p in inspect.signature(self.target).parameters.values()}
+        found = {n: p.default for n, p in named.items() if p.kind is not p.VAR_KEYWORD and n not in self.hidden}
+        return found | {n: None for n in self.hints if n not in found}
+
+    @functools.cached_property
+    def types(self) -> dict[str, Any]:
+        """The type of each of these parameters."""
+        return {**typing.get_type_hints(self.target), **self.hints}
+
+    @property
+    def result(self) -> Any:
+        """The type of what a call gives."""
+        return self.target if inspect.isclass(self.target) else self.types.get("return", Any)
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """One value and where it was given: "configs/quickstart.gin:12", or a flag."""
+
+    value: Any
+    where: str
+
+
+class Settings:
+    """What gin files and flags bind.
+
+    Args:
+        names: everything that may be set.
+        gin_files: read in order; a later binding wins.
+        gin_params: "name.parameter=value" each; they win over the files.
+        search: folders in which files are looked for, beside the working folder and the including file's.
+        linked: {parameter: "name.parameter"}: a parameter of that name which nothing binds takes that setting's value.
+
+    Raises:
+        ValueError: an unknown name or parameter, a value of the wrong type, a required value that is missing, or a line
+            that gin cannot read; the binding, the file and the line are named.
+        OSError: a file is not there.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[str, Name],
+        gin_files: Sequence[str] = (),
+        gin_params: Sequence[str] = (),
+        search: Sequence[Path] = (),
+        linked: Mapping[str, str] | None = None,
+    ):
+        self.names, self._search = dict(names), list(search)
+        self.bindings: dict[str, Binding] = {}
+        self.linked: set[str] = set()
+        self._macros: dict[str, Binding] = {}
+        gin.clear_config()
+        for name, entry in self.names.items():
+            gin.register(name, module=_MODULE)(entry.target)
+        for file in gin_files:
+            self._read_file(str(file), [], "--gin_file")
+        for param in gin_params:
+            self._read_param(param)
+        for parameter, source in (linked or {}).items():
+            self._link(parameter, source)
+        for key, binding in self.bindings.items():
+            self._check(key, binding)
+
+    def bound(self, name: str) -> dict[str, Any]:
+        """The parameters of `name` that something binds, references called."""
+        return gin.get_bindings(f"{_MODULE}.{name}")
+
+    def value(self, key: str) -> Any:
+        """The value that "name.parameter" has: bound or default, references as written."""
+        if key in self.bindings:
+            return self._plain(self.bindings[key].value, self.bindings[key].where)
+        name, parameter = key.split(".")
+        return self.names[name].defaults[parameter]
+
+    def where(self, key: str) -> str:
+        """ " (file:line)" of a binding, for messages; empty for a default."""
+        return f" ({self.bindings[key].where})" if key in self.bindings else ""
+
+    def located(self, error: ValueError) -> ValueError:
+        """The error with the file and line of the setting that its first words name, if one is."""
+        message = str(error).splitlines()[0]
+        key = re.sub(r"^(\w+?)(?:Config)?\.(\w+) = .*", r"\1.\2", message)
+        return ValueError(message + self.where(key))
+
+    def require(self, name: str, where: str = "") -> None:
+        """Checks that every parameter of `name` without a default is bound, and those of all that it refers to.
+
+        Raises:
+            ValueError: one is not.
+        """
+        for parameter, default in self.names[name].defaults.items():
+            key = f"{name}.{parameter}"
+            if key not in self.bindings and default is inspect.Parameter.empty:
+                needed = f", needed by {where}" if where else ""
+                raise ValueError(f'{key} is not set{needed}: add it to the gin file or pass --gin_param="{key}=..."')
+        for reference, place in self._references(name):
+            self.require(reference, place)
+
+    def used(self, names: Sequence[str]) -> list[str]:
+        """These names and all that their bindings refer to, in order."""
+        seen = list(names)
+        for name in seen:
+            seen.extend(reference for reference, _ in self._references(name) if reference not in seen)
+        return seen
+
+    def flat(self, names: Sequence[str], known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+        """Every setting of some names as gin text.
+
+        Args:
+            names: which; what they refer to is added.
+            known: {name: {parameter: value}} of defaults that are not in a signature, as those of a preset.
+
+        Returns:
+            {"name.parameter": value as gin would read it}.
+        """
+        flat = {}
+        for name in self.used(names):
+            for parameter in self.names[name].defaults:
+                key, better = f"{name}.{parameter}", (known or {}).get(name, {})
+                default = parameter in better and key not in self.bindings
+                flat[key] = repr(better[parameter] if default else self.value(key))
+        return flat
+
+    # Reading.
+
+    def _read_file(self, file: str, parents: list[Path], where: str) -> None:
+        folders = [Path(), *([parents[-1].parent] if parents else []), *self._search]
+        found = next((path for folder in folders if (path := folder / file).is_file()), None)
+        if found is None:
+            looked = ", ".join(str(folder) for folder in folders)
+            raise FileNotFoundError(f"{file}: no such gin file ({where}); looked in {looked}")
+        if found.resolve() in [parent.resolve() for parent in parents]:
+            raise ValueError(f"{file} includes itself ({where})")
+        shown = os.path.relpath(found)
+        shown = str(found) if shown.startswith("..") else shown
+        with found.open(encoding="utf-8") as text:
+            self._read(text, lambda line: f"{shown}:{line}", [*parents, found])
+
+    def _read_param(self, param: str) -> None:
+        key, equals, value = param.partition("=")
+        where = f'--gin_param="{param}"'
+        if not equals:
+            raise ValueError(f'{where}: write it as --gin_param="name.parameter=value"')
+        try:
+            self._read(param, lambda _: where, [])
+        except ValueError as error:
+            if "cannot be read" in str(error) and value.strip()[:1].isalpha():
+                hint = f"if {value.strip()} is a text, quote it: --gin_param=\"{key.strip()}='{value.strip()}'\""
+                raise ValueError(f"{error}; {hint}") from None
+            raise
+
+    def _read(self, text: Any, where: Callable[[int], str], parents: list[Path]) -> None:
+        for statement, line in _statements(text, _Delegate(self.names), where):
+            match statement:
+                case config_parser.BindingStatement():
+                    self._bind(statement, where(line))
+                case config_parser.IncludeStatement():
+                    self._read_file(statement.filename, parents, where(line))
+                case config_parser.BlockDeclaration():
+                    _known(statement.selector, self.names, where(line))
+                case _:
+                    raise ValueError(f"import ({where(line)}): gin files of flaxtron do not import modules")
+
+    def _bind(self, statement: config_parser.BindingStatement, where: str) -> None:
+        binding = Binding(statement.value, where)
+        if statement.scope:
+            key = f"{statement.scope}/{statement.selector}.{statement.arg_name}"
+            raise ValueError(f"{key} ({where}): scopes are not used here; name the setting without {statement.scope}/")
+        if not statement.arg_name:
+            self._macros[statement.selector] = binding
+            gin.bind_parameter((statement.selector, "gin.macro", "value"), binding.value)
+            return
+        name, parameter = statement.selector, statement.arg_name
+        _known(name, self.names, where)
+        if parameter not in self.names[name].defaults:
+            known = list(self.names[name].defaults)
+            raise ValueError(
+                f"unknown setting {name}.{parameter} ({where}): {_meant(parameter, known)}{name} has {', '.join(known)}"
+            )
+        self.bindings[f"{name}.{parameter}"] = binding
+        gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), binding.value)
+
+    def _link(self, parameter: str, source: str) -> None:
+        for name, entry in self.names.items():
+            key = f"{name}.{parameter}"
+            if key != source and parameter in entry.defaults and key not in self.bindings and source in self.bindings:
+                self.bindings[key] = self.bindings[source]
+                self.linked.add(key)
+                gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), self.bindings[source].value)
+
+    # Checking.
+
+    def _check(self, key: str, binding: Binding) -> None:
+        name, parameter = key.split(".")
+        value, hint = self._plain(binding.value, binding.where), self.names[name].types.get(parameter, Any)
+        if value is gin.REQUIRED:
+            raise ValueError(f'{key} is required ({binding.where}): set it, or pass --gin_param="{key}=..."')
+        if not self._fits(value, hint):
+            kind = f"{value!r}" if isinstance(value, gin.config.ConfigurableReference) else type(value).__name__
+            if isinstance(value, gin.config.ConfigurableReference) and not value.evaluate:
+                raise ValueError(f"{key} = {value!r} ({binding.where}): write it with parentheses, {value!r}()")
+            raise ValueError(f"{key} = {value!r} ({binding.where}): {kind} does not fit; it takes {show_type(hint)}")
+
+    def _fits(self, value: Any, hint: Any) -> bool:
+        members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        if isinstance(value, gin.config.ConfigurableReference):
+            result = self.names[value.selector.removeprefix(f"{_MODULE}.")].result
+            return value.evaluate and any(_gives(result, member) for member in members)
+        if isinstance(value, bool) and not any(m in (bool, Any) or typing.get_origin(m) is typing.Literal for m in members):
+            return False  # to Python a bool is an int; to a config it is a slip
+        try:
+            typeguard.check_type(
+                value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS
+            )
+        except typeguard.TypeCheckError:
+            return False
+        return True
+
+    def _plain(self, value: Any, where: str) -> Any:
+        """The value with its macros and constants replaced by what they stand for."""
+        match value:
+            case list() | tuple():
+                return type(value)(self._plain(item, where) for item in value)
+            case dict():
+                return {key: self._plain(item, where) for key, item in value.items()}
+            case gin.config.ConfigurableReference(selector="gin.constant"):
+                return value.scoped_configurable_fn()
+            case gin.config.ConfigurableReference(selector="gin.macro"):
+                macro = "/".join(value.scopes)
+                if macro not in self._macros:
+                    raise ValueError(f"%{macro} ({where}): no line gives {macro} a value")
+                return self._plain(self._macros[macro].value, self._macros[macro].where)
+        return value
+
+    def _references(self, name: str) -> Iterator[tuple[str, str]]:
+        for key, binding in self.bindings.items():
+            if key.startswith(f"{name}."):
+                for reference in gin.config.iterate_references({key: self._plain(binding.value, binding.where)}):
+                    yield reference.selector.removeprefix(f"{_MODULE}."), f"{key} = {reference!r} ({binding.where})"
+
+
+class _Reference(gin.config.ConfigurableReference):
+    """gin's own, shown the way it was written."""
+
+    def __repr__(self) -> str:
+        return f"@{self.selector.removeprefix(f'{_MODULE}.')}" + "()" * self.evaluate
+
+
+class _UnknownReference(Exception):
+    def __init__(self, name: str):
+        self.name = name
+
+
+class _Delegate(gin.config.ParserDelegate):
+    def __init__(self, names: Mapping[str, Name]):
+        super().__init__()
+        self.names = names
+
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
+        if scoped_selector not in self.names:
+            raise _UnknownReference(scoped_selector)
+        return _Reference(f"{_MODULE}.{scoped_selector}", evaluate)
+
+
+def _statements(text: Any, delegate: _Delegate, where: Callable[[int], str]) -> Iterator[tuple[Any, int]]:
+    """gin's statements with their lines; whatever its parser raises becomes one line that says where."""
+    parser = None
+    try:
+        parser = config_parser.ConfigParser(text, delegate)
+        while (statement := parser.parse_statement()) is not None:
+            yield statement, statement.location.line_num
+        return
+    except SyntaxError as error:
+        line, reason = error.lineno, str(error.msg).partition("\n")[0].partition(" on line")[0]
+    except tokenize.TokenError as error:
+        line, reason = error.args[1][0], str(error.args[0])
+    except _UnknownReference as error:
+        assert parser is not None
+        _known(error.name, delegate.names, where(parser.current_token.start[0]))
+        raise
+    raise ValueError(f"{where(line or 1)}: cannot be read: {reason}")
+
+
+def _known(name: str, names: Mapping[str, Name], where: str) -> None:
+    if name not in names:
+        raise ValueError(
+            f"unknown name {name} ({where}): {_meant(name, list(names))}the names are {', '.join(sorted(names))}"
+        )
+
+
+def _meant(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _gives(result: Any, wanted: Any) -> bool:
+    """Whether a call whose result has one type fits a parameter of another."""
+    if wanted is Any or result == wanted:
+        return True
+    if inspect.isclass(result) and inspect.isclass(wanted):
+        return issubclass(result, wanted)
+    callable_type = collections.abc.Callable
+    return typing.get_origin(result) is callable_type and typing.get_origin(wanted) is callable_type
+
+
+def show_type(hint: Any) -> str:
+    """A type as a user reads it."""
+    if isinstance(hint, str):
+        return hint
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    text = inspect.formatannotation(hint)
+    return text.replace("typing.", "").replace("collections.abc.", "").replace("optax._src.base.", "optax.")

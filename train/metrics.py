@@ -1,0 +1,263 @@
+"""What a person and a plot see of a run: lines, a progress bar, metrics.jsonl, TensorBoard events, the loss curve.
+
+Metrics stay on the device until it is time to show them, so logging never makes a step wait for the one before.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import modelzoo
+
+PEAK_FLOPS = {
+    # Dense bf16 FLOP/s of one chip, as its maker publishes it; the key is how jax spells the device.
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
+    """Model FLOPs of one training step, per token: forward and backward, without recomputation.
+
+    PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is multiplied
+    with, and 12 L N H T for attention's two products. Embedding tables are looked up, not multiplied.
+
+    Args:
+        model: any model of the zoo.
+        sequence_length: T.
+    """
+    config = model.config
+    multiplied = modelzoo.num_params(model) - config.vocab_size * config.hidden_size
+    return 6.0 * multiplied + 12.0 * config.num_layers * config.hidden_size * sequence_length
+
+
+@functools.cache
+def peak_flops() -> tuple[float, str]:
+    """(FLOP/s of all devices together, where the figure is from).
+
+    Known accelerators have their published bf16 peak. On any other device it is measured: the best of a few large
+    float32 products; simulated devices share the machine, so they count once.
+    """
+    device = jax.devices()[0]
+    for kind, peak in PEAK_FLOPS.items():
+        if device.device_kind == kind or (kind.startswith("NVIDIA") and device.device_kind.startswith(kind)):
+            return peak * jax.device_count(), f"{kind}'s published peak"
+    size = 1536
+    a = jax.device_put(np.ones((size, size), np.float32), device)
+    product = jax.jit(jnp.dot)
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    machines = 1 if device.platform == "cpu" else jax.device_count()
+    return 2.0 * size**3 / min(times) * machines, "measured float32 matmul peak"
+
+
+class RunLog:
+    """The log of one run. A context manager: leaving it closes the files and draws the plot.
+
+    Every `log_every` steps it prints `step N/M  loss X  ...` and writes one line of WORKDIR/metrics.jsonl and
+    TensorBoard events. On a terminal a progress line follows every step. Only process 0 writes.
+
+    Args:
+        workdir: the run's folder.
+        num_steps: the run's last step.
+        tokens_per_step: over all devices.
+        flops_per_token: for model FLOPs utilisation; None leaves it out.
+        peak: FLOP/s of all devices; None looks it up or measures it.
+        log_every: steps between lines.
+        start_step: steps that an earlier part of the run took; later lines of an old log are dropped.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        num_steps: int,
+        tokens_per_step: int,
+        flops_per_token: float | None = None,
+        peak: float | None = None,
+        log_every: int = 10,
+        start_step: int = 0,
+    ):
+        self.workdir = Path(workdir)
+        self.plot = self.workdir / "loss.png"
+        self._num_steps, self._tokens_per_step, self._log_every = num_steps, tokens_per_step, log_every
+        self._flops_per_token, self._peak, self._peak_source = flops_per_token, peak, "given peak"
+        self._writes = jax.process_index() == 0
+        self._last_step, self._last_time, self._paused = start_step, time.perf_counter(), 0.0
+        self._start_step, self._first_loss = start_step, None
+        self._line, self._progress, self._events = {}, None, None
+        if not self._writes:
+            return
+        # Imported late: tensorboardX takes a while, and --help does not need it.
+        from tensorboardX import SummaryWriter
+
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.file = self.workdir / "metrics.jsonl"
+        self._drop_after(start_step)
+        self._jsonl = self.file.open("a")
+        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1)
+        if self._flops_per_token and self._peak is None:
+            self._peak, self._peak_source = peak_flops()
+        if sys.stdout.isatty():
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
+            )  # fmt: skip
+            self._progress = Progress(*columns, console=Console(), transient=True)
+            self._task = self._progress.add_task("compiling", total=num_steps, completed=start_step)
+            self._progress.start()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Notes one step; its metrics (scalars, on the device) are read only when they are shown.
+
+        Args:
+            step: steps taken, counted from 1.
+            metrics: such as `make_train_step` returns.
+        """
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+        first = step == self._start_step + 1
+        if not (first or step % self._log_every == 0 or step == self._num_steps):
+            return
+        line = {name: float(value) for name, value in metrics.items()}  # waits for the step
+        now = time.perf_counter()
+        seconds = max(now - self._last_time - self._paused, 1e-9)
+        steps = step - self._last_step
+        self._last_step, self._last_time, self._paused = step, now, 0.0
+        if not first:  # the first step's time is the compiler's
+            speed = steps * self._tokens_per_step / seconds
+            line |= {"tokens_per_second": speed, "seconds_per_step": seconds / steps}
+            if self._flops_per_token and self._peak:
+                line["mfu"] = speed * self._flops_per_token / self._peak
+            line["eta_seconds"] = (self._num_steps - step) * seconds / steps
+        else:
+            line["compile_seconds"] = seconds
+        self._write(step, line)
+
+    def eval(self, step: int, loss: float) -> None:
+        """Notes the loss on held-out text, and its perplexity.
+
+        Args:
+            step: steps taken.
+            loss: mean over the held-out tokens, nats.
+        """
+        self._write(step, {"eval_loss": loss, "eval_perplexity": float(np.exp(min(loss, 700.0)))})
+
+    def pause(self, seconds: float) -> None:
+        """Leaves time that was not spent in steps (an evaluation, a save) out of the speed."""
+        self._paused += seconds
+
+    def close(self) -> Path:
+        """Closes the files and draws the loss curve.
+
+        Returns:
+            The plot's path.
+        """
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._writes and self._events is not None:
+            self._jsonl.close()
+            self._events.close()
+            self._events = None
+            draw_losses(self.file, self.plot)
+        return self.plot
+
+    def _write(self, step: int, line: dict[str, float]) -> None:
+        if not self._writes:
+            return
+        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
+        self._jsonl.flush()
+        for name, value in line.items():
+            self._events.add_scalar(name, value, step)
+        text = f"step {step}/{self._num_steps}  " + "  ".join(_words(line))
+        if "mfu" in line:
+            text += f" of {self._peak_source}" if self._peak_source.startswith("measured") else ""
+        if self._progress is None:
+            print(text, flush=True)
+        else:
+            self._progress.console.print(text, highlight=False)
+            self._progress.update(self._task, description=f"loss {line.get('loss', line.get('eval_loss')):.3f}")
+
+    def _drop_after(self, step: int) -> None:
+        """Drops lines of steps that will be taken again."""
+        if not self.file.exists():
+            return
+        kept = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
+        aside = self.file.with_suffix(".tmp")
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, self.file)
+
+
+def draw_losses(file: Path, plot: Path) -> None:
+    """Draws training and held-out loss over steps from a metrics.jsonl into a PNG."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    figure = Figure(figsize=(7, 4.2), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("loss", "training", dict(color="#3566a8", linewidth=1.6)),
+        ("eval_loss", "held out", dict(color="#d1662b", marker="o", markersize=5, linewidth=1.2)),
+    ):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points), label=f"{label}, last {points[-1][1]:.3f}", **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=plot.parent.name)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    aside = plot.with_suffix(".tmp.png")
+    figure.savefig(aside)
+    os.replace(aside, plot)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # a line that a crash cut off
+        return float("inf")
+
+
+def _words(line: dict[str, float]) -> list[str]:
+    """The figures of a line as a person reads them, in a fixed order."""
+    show = {
+        "loss": "loss {:.4f}",
+        "eval_loss": "held-out loss {:.4f}",
+        "eval_perplexity": "perplexity {:.2f}",
+        "grad_norm": "gradient {:.2f}",
+        "learning_rate": "rate {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "eta_seconds": "{:.0f} s left",
+        "compile_seconds": "({:.0f} s with compiling)",
+        "mfu": "{:.0%} MFU",
+    }
+    return [text.format(line[name]) for name, text in show.items() if name in line]

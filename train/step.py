@@ -1,0 +1,263 @@
+"""One training step: the batch's gradient, the optimizer, and what to report, as a single compiled program.
+
+The loss is the mean over all valid labels of the global batch. Its counts follow from the labels alone, so every slice
+of an accumulated batch divides by the counts of the whole: the slices' losses and gradients simply add up.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+import modelzoo
+import parallel
+from train import losses
+from train.optim import global_norm
+from train.state import TrainState, abstract_state, resolve_rules, shardings_of
+
+SCHEDULES = ("1f1b", "gpipe", "interleaved")
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class TrainStep:
+    """(state, batch) -> (state, metrics), compiled at the first call; made by `make_train_step`.
+
+    The state is donated: the arrays passed in are gone afterwards. Calls return before the step has run.
+    """
+
+    def __init__(self, feed: "_Feed", jitted: Any):
+        self._feed, self._jitted = feed, jitted
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Takes one step.
+
+        Args:
+            state: from `init_state` or an earlier step.
+            batch: this process's part of the global batch.
+
+        Raises:
+            ValueError: the batch lacks an input or label, holds a label of no class, or does not divide.
+        """
+        batch = self._feed(batch)
+        with parallel.use(self._feed.rules):
+            return self._jitted(state, batch)
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """The step lowered for arguments that may be abstract; `.compile()` gives the program.
+
+        Args:
+            state: such as `abstract_state` returns.
+            batch: a dict of arrays or jax.ShapeDtypeStruct of the global batch.
+        """
+        batch = self._feed(batch)
+        with parallel.use(self._feed.rules):
+            return self._jitted.lower(state, batch)
+
+
+def make_train_step(
+    model: modelzoo.Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules | None = None,
+    microbatches: int | None = None,
+    schedule: str = "1f1b",
+    accumulate: int = 1,
+    learning_rate: float | optax.Schedule | None = None,
+) -> TrainStep:
+    """Builds the training step. What it computes in and what it recomputes are the model's `dtype` and `remat`.
+
+    Args:
+        model: a model of a task with a loss.
+        optimizer: the optax transformation that the state was made with.
+        mesh, rules: as given to `init_state`.
+        microbatches: pieces that a pipeline cuts the batch into; None fills the stages. Without stages it has no effect.
+        schedule: of the pipeline, one of SCHEDULES.
+        accumulate: slices of the batch that are computed one after another, their gradients summed in float32.
+        learning_rate: what the optimizer was given, to report it.
+
+    Returns:
+        A callable (state, batch) -> (state, metrics), with `.lower` for ahead-of-time compiles. A batch is a dict of
+        numpy or jax arrays [B, ...]: the model's keyword arguments and transformers' label names. Metrics are arrays
+        [] on the device: "loss", "tokens" (valid labels), "grad_norm" (before clipping), "learning_rate" if given,
+        and "<part>_loss" where the loss has several parts.
+
+    Raises:
+        ValueError: the mesh has stages, an unknown schedule, a count below 1, or rules that do not fit the model.
+    """
+    rules = resolve_rules(mesh, rules)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r} is unknown: choose from {', '.join(SCHEDULES)}")
+    for name, value in (("accumulate", accumulate), ("microbatches", microbatches)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: it is at least 1")
+    if rules is not None and rules.mesh.shape["stage"] > 1:
+        raise ValueError(
+            f"mesh axis stage={rules.mesh.shape['stage']}: the training step has no pipeline yet; use stage=1 and give "
+            "the devices to fsdp or tensor"
+        )
+    feed = _Feed(model, rules, accumulate)
+    target = None if rules is None else abstract_state(model, optimizer, rules=rules)
+    deterministic = not has_dropout(model.config)
+
+    def slice_loss(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        with jax.named_scope("forward"):
+            rngs = None if deterministic else {"dropout": rng}
+            outputs = model.apply({"params": params}, **feed.inputs(batch), deterministic=deterministic, rngs=rngs)
+        with jax.named_scope("loss"):
+            found = losses.terms(model, outputs, batch)
+            return losses.total(found, counts), {term.name: term.sum for term in found}
+
+    def gradients(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        (_, sums), grads = jax.value_and_grad(slice_loss, has_aux=True)(params, batch, rng, counts)
+        if target is not None:  # summed over the batch straight into each device's shard
+            grads = lax.with_sharding_constraint(grads, shardings_of(target.params))
+        return sums, grads
+
+    def accumulated(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        if accumulate == 1:
+            return gradients(params, batch, jax.random.fold_in(rng, 0), counts)
+
+        def body(total: Any, piece: Any) -> Any:
+            index, batch = piece
+            sums, grads = gradients(params, batch, jax.random.fold_in(rng, index), counts)
+            return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (sums, grads)), None
+
+        # Row b is in slice b % accumulate, so that each slice lies over the devices as the batch does.
+        pieces = {
+            name: jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
+            for name, x in batch.items()
+        }
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
+        if target is not None:
+            zeros = lax.with_sharding_constraint(zeros, shardings_of(target.params))
+        start = ({name: jnp.float32(0) for name in counts}, zeros)
+        indices = jnp.arange(accumulate, dtype=jnp.uint32)
+        (sums, grads), _ = lax.scan(body, start, (indices, pieces))
+        return sums, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        counts = losses.label_counts(model, batch)
+        rng = jax.random.fold_in(state.rng, state.step)
+        sums, grads = accumulated(state.params, batch, rng, counts)
+        with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):  # optax is not strict
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("metrics"):
+            metrics = _report(model, sums, counts) | {"grad_norm": global_norm(grads)}
+            if learning_rate is not None:
+                rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+                metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
+        return state.replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+    out_shardings = None if target is None else (shardings_of(target), target.step.sharding)
+    return TrainStep(feed, jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
+
+
+def make_eval_step(
+    model: modelzoo.Model, *, mesh: Mesh | None = None, rules: parallel.Rules | None = None
+) -> Any:
+    """Builds the evaluation of one batch, without dropout.
+
+    Args:
+        model: a model of a task with a loss.
+        mesh, rules: where the parameters lie.
+
+    Returns:
+        A callable (params, batch) -> {"loss_sum": float32 [], "tokens": int32 []}, arrays on the device. The mean over
+        several batches is the sum of loss_sum over the sum of tokens. Where the loss has several parts, tokens counts
+        the first one's labels and loss_sum is the batch's loss times that.
+
+    Raises:
+        ValueError: rules of another mesh; called, as `make_train_step`'s.
+    """
+    rules = resolve_rules(mesh, rules)
+    feed = _Feed(model, rules, 1)
+
+    @jax.jit
+    def evaluate(params: Any, batch: Batch) -> Metrics:
+        outputs = model.apply({"params": params}, **feed.inputs(batch), deterministic=True)
+        found = losses.terms(model, outputs, batch)
+        if len(found) == 1:
+            return {"loss_sum": found[0].sum, "tokens": found[0].count}
+        return {"loss_sum": losses.total(found) * found[0].count.astype(jnp.float32), "tokens": found[0].count}
+
+    def eval_step(params: Any, batch: Batch) -> Metrics:
+        batch = feed(batch)
+        with parallel.use(rules):
+            return evaluate(params, batch)
+
+    return eval_step
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether any dropout probability of a config is above zero."""
+    values = (getattr(config, field.name) for field in dataclasses.fields(config) if "drop" in field.name)
+    return any(isinstance(value, float) and value > 0 for value in values)
+
+
+def _report(model: Any, sums: Mapping[str, jax.Array], counts: Mapping[str, jax.Array]) -> Metrics:
+    found = [losses.Term(p.name, sums[p.name], counts[p.name], p.weight) for p in losses.objective(model)]
+    metrics = {"loss": losses.total(found), "tokens": found[0].count}
+    if len(found) > 1:
+        metrics |= {f"{term.name}_loss": losses.total([term._replace(weight=1.0)]) for term in found}
+    return metrics
+
+
+class _Feed:
+    """Checks a batch and lays it on the mesh."""
+
+    def __init__(self, model: modelzoo.Model, rules: parallel.Rules | None, accumulate: int):
+        self.model, self.rules, self.accumulate = model, rules, accumulate
+        self.labels = {part.labels for part in losses.objective(model)}
+        self.names = modelzoo.input_names(model)
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The model's keyword arguments in a batch."""
+        return {name: value for name, value in batch.items() if name in self.names}
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """The batch as global arrays, abstract ones staying so."""
+        if unknown := sorted(set(batch) - self.names - self.labels):
+            raise ValueError(
+                f"batch key {unknown[0]!r} is neither an input nor a label of {type(self.model).__name__}: "
+                f"the labels are {sorted(self.labels)}"
+            )
+        if missing := sorted(self.labels - set(batch)):
+            raise ValueError(f"the batch has no {missing[0]!r}, which {type(self.model).__name__} learns from")
+        losses.check_labels(self.model, batch)
+        if jax.process_count() > 1 and self.rules is not None:
+            sharding = parallel.batch_sharding(self.rules)
+            batch = {
+                name: jax.make_array_from_process_local_data(sharding, value) if isinstance(value, np.ndarray) else value
+                for name, value in batch.items()
+            }
+        self._check_rows({name: value.shape[0] for name, value in batch.items()})
+        return {name: self._place(value) for name, value in batch.items()}
+
+    def _check_rows(self, rows: Mapping[str, int]) -> None:
+        size = next(iter(rows.values()))
+        if any(other != size for other in rows.values()):
+            raise ValueError(f"the batch's arrays differ in their first dimension: {dict(rows)}")
+        shards = 1 if self.rules is None else self.rules.num_shards("act_batch")
+        if size % (shards * self.accumulate):
+            raise ValueError(
+                f"a batch of {size} rows does not divide into accumulate={self.accumulate} slices over {shards} shards "
+                f"(mesh data x fsdp): make it a multiple of {shards * self.accumulate}"
+            )
+
+    def _place(self, value: Any) -> Any:
+        if self.rules is None:
+            return value
+        sharding = parallel.batch_sharding(self.rules)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+        return jax.device_put(value, sharding)
