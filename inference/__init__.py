@@ -3,6 +3,8 @@
     config = inference.GenerationConfig(max_new_tokens=64, do_sample=True, temperature=0.8)
     out = inference.generate(model, params, input_ids, config=config, rng=jax.random.key(0))
     text = tokenizer.decode(out.sequences[0, : out.lengths[0]])
+
+`inference.stream` yields the same tokens while they are made; `inference.prepare` lays parameters out once.
 """
 
 import importlib

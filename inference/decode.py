@@ -3,9 +3,10 @@
     prepared = inference.prepare(model, params)             # once: decoding wants one tree per layer
     out = inference.generate(model, prepared, ids, config=inference.GenerationConfig(max_new_tokens=64))
 
-The loop knows no architecture: it calls `model.apply` with a cache and reads logits and the cache back. It compiles once
-per batch size, prompt bucket and number of cache slots (`inference.prompts`), and per config without its lengths.
-Row i draws from keys of its own, so what it samples does not depend on the rows beside it.
+The loop knows no architecture: it calls `model.apply` with a cache and reads logits and the cache back. It
+compiles once per batch size, prompt bucket and number of cache slots (`inference.prompts`), and per config
+without its lengths. Row i draws from keys of its own, so what it samples does not depend on the rows
+beside it.
 """
 
 import functools
@@ -26,13 +27,12 @@ from inference.generation_config import GenerationConfig
 from inference.prompts import GenerateOutput, Prompts, prepare_prompts
 
 
-
 class DecodeState(struct.PyTreeNode):
     """Everything the loop carries; donated from call to call.
 
     Attributes:
-        tokens: int32 [B, S], prompt and new tokens; `cache.index` is the slot of the newest one, which the model has
-            not read yet.
+        tokens: int32 [B, S], prompt and new tokens; `cache.index` is the slot of the newest one, which the
+            model has not read yet.
         positions: int32 [B], the newest token's position.
         finished: bool [B].
         rngs: keys [B], or None when greedy.
@@ -133,8 +133,8 @@ def stream(
 def prepare(model: modelzoo.Model, params: Any, rules: parallel.Rules | None = None) -> Any:
     """Lays parameters out for decoding; `generate` does it at every call to parameters that are not.
 
-    A decode step over stacked layers would copy each layer's slice before it reads it, at half the speed. While this
-    runs both forms exist, so let go of the stacked one.
+    A decode step over stacked layers would copy each layer's slice before it reads it, at half the speed.
+    While this runs both forms exist, so let go of the stacked one.
 
     Args:
         model: their model.
@@ -142,7 +142,8 @@ def prepare(model: modelzoo.Model, params: Any, rules: parallel.Rules | None = N
         rules: of the mesh to place them on, or None.
 
     Returns:
-        The same tree with `layers` as a tuple, on the mesh if there is one. Prepared parameters come back as they are.
+        The same tree with `layers` as a tuple, on the mesh if there is one. Prepared parameters come back as
+        they are.
 
     Raises:
         ValueError: the tree is not the model's, or the mesh does not divide it.
@@ -169,7 +170,7 @@ def prefill(
     count_BT = jnp.cumsum(attention_mask, axis=1, dtype=jnp.int32)
     cache = modelzoo.unstack_layers(model.init_cache(input_ids.shape[0], num_slots))
     with jax.named_scope("prefill"):
-        out = model.apply(
+        out: Any = model.apply(
             {"params": params},
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -189,7 +190,7 @@ def decode_step(
         (logits [B, V] of the next token, the cache).
     """
     with jax.named_scope("decode_step"):
-        out = model.apply(
+        out: Any = model.apply(
             {"params": params}, input_ids=token_B[:, None], position_ids=positions_B[:, None], cache=cache
         )
     return out.logits[:, -1], out.cache
@@ -231,8 +232,8 @@ def _begin(
 ) -> DecodeState:
     """Prefill and the first token."""
     logits, positions, cache = prefill(model, params, input_ids, attention_mask, num_slots)
-    batch, length = input_ids.shape
-    tokens = jnp.pad(input_ids, ((0, 0), (0, num_slots - length)), constant_values=config.fill_id)
+    unused = ((0, 0), (0, num_slots - input_ids.shape[1]))
+    tokens = jnp.pad(input_ids, unused, constant_values=config.fill_id)
     scores = jnp.zeros((num_scores, *logits.shape), jnp.float32) if num_scores else None
     if history.seen is not None:  # the mesh may have padded the vocabulary
         padding = logits.shape[1] - history.seen.shape[1]
@@ -276,7 +277,7 @@ def _start(
     """Checks a request and prefills it.
 
     Returns:
-        (the state after the first token, a function that continues a state until so many tokens, the prompts).
+        (the state after the first token, what continues a state until so many tokens, the prompts).
     """
     if model.task != "causal_lm":
         raise ValueError(f"{type(model).__name__} does not generate text: take the family's ...ForCausalLM")
@@ -290,7 +291,9 @@ def _start(
 
     def place(rows: Any) -> jax.Array:
         """On the devices, with as many more rows (copies of the first) as make the mesh divide the batch."""
-        rows = jnp.concatenate([rows, jnp.repeat(rows[:1], num_fill, axis=0)]) if num_fill else jnp.asarray(rows)
+        rows = jnp.asarray(rows)
+        if num_fill:
+            rows = jnp.concatenate([rows, jnp.repeat(rows[:1], num_fill, axis=0)])
         return rows if rules is None else jax.device_put(rows, parallel.batch_sharding(rules))
 
     rngs = None

@@ -1,8 +1,8 @@
 """What to generate: the fields of transformers' GenerationConfig (4.57.6), frozen, hashable and checked.
 
-Departures: every value is checked when the config is made; a field whose machinery is not there yet is held, and
-refused when it is set, where transformers would warn or ignore; `eos_token_id=None` never stops, since there is no
-model config to fall back on.
+Departures: every value is checked when the config is made; a field whose machinery is not there yet is held,
+and refused when it is set, where transformers would warn or ignore; `eos_token_id=None` never stops, since
+there is no model config to fall back on.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ DEFAULT_MAX_LENGTH = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How tokens are chosen and when to stop. A static argument of the compiled loop: only what is on is compiled.
+    """How tokens are chosen and when to stop.
+
+    It is a static argument of the compiled loop: only what is on is compiled. Lists are taken for tuples.
 
     Attributes:
         max_new_tokens: tokens to generate at most; rules over max_length.
@@ -28,7 +30,8 @@ class GenerationConfig:
         top_k: keep the k most probable tokens (ties with the last are kept); 0 or None is off. Default 50.
         top_p: keep the smallest set of most probable tokens whose probability reaches top_p, in (0, 1].
         min_p: keep tokens at least min_p times as probable as the most probable one, in [0, 1].
-        repetition_penalty: divides positive logits of tokens that prompt or output hold, multiplies negative ones.
+        repetition_penalty: divides positive logits of tokens that prompt or output hold, and multiplies
+            negative ones.
         suppress_tokens: ids that are never generated.
         forced_eos_token_id: id or ids; the last token that the limit allows is one of them.
         renormalize_logits: log-softmax after all processors, so that `scores` are log-probabilities.
@@ -51,12 +54,12 @@ class GenerationConfig:
     top_p: float | None = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
-    suppress_tokens: tuple[int, ...] | None = None
-    forced_eos_token_id: int | tuple[int, ...] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
     renormalize_logits: bool = False
 
     num_return_sequences: int = 1
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     output_scores: bool = False
@@ -72,15 +75,15 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0
     encoder_no_repeat_ngram_size: int = 0
     encoder_repetition_penalty: float = 1.0
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    begin_suppress_tokens: tuple[int, ...] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
     sequence_bias: Any = None
     exponential_decay_length_penalty: tuple[int, float] | None = None
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
     remove_invalid_values: bool = False
     guidance_scale: float | None = None
-    stop_strings: tuple[str, ...] | None = None
+    stop_strings: Sequence[str] | None = None
     max_time: float | None = None
     prompt_lookup_num_tokens: int | None = None
     output_logits: bool | None = None
@@ -104,13 +107,13 @@ class GenerationConfig:
                 name,
                 f"it is an integer from {lowest} on",
             )
-        self._check_fraction("top_p", lambda p: 0 < p <= 1, "it is a probability in (0, 1]; 1 keeps all tokens")
-        self._check_fraction("min_p", lambda p: 0 <= p <= 1, "it is a fraction of the top probability, in [0, 1]")
-        self._check_fraction("repetition_penalty", lambda p: p > 0, "it is above 0; 1 is no penalty")
-        self._check_fraction(
+        self._check_real("top_p", lambda p: 0 < p <= 1, "it is a probability in (0, 1]; 1 keeps all tokens")
+        self._check_real("min_p", lambda p: 0 <= p <= 1, "it is a fraction of the top probability, in [0, 1]")
+        self._check_real("repetition_penalty", lambda p: p > 0, "it is above 0; 1 is no penalty")
+        self._check_real(
             "temperature",
             lambda t: t > 0 or not self.do_sample,
-            "sampling divides logits by it, so it is above 0; for the most probable token use do_sample=False",
+            "sampling divides logits by it, so it is above 0; do_sample=False takes the most probable token",
         )
         self._check(
             self.num_return_sequences == 1 or self.do_sample,
@@ -125,12 +128,14 @@ class GenerationConfig:
         if not holds:
             raise ValueError(f"GenerationConfig.{field} = {getattr(self, field)!r}: {why}")
 
-    def _check_fraction(self, field: str, fits: Callable[[float], bool], why: str) -> None:
-        value = getattr(self, field)
+    def _check_real(self, field: str, fits: Callable[[float], bool], why: str) -> None:
+        value: Any = getattr(self, field)
         if value is None and field in ("top_p", "min_p"):
             return
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        self._check(number and math.isfinite(value) and fits(value), field, why)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            self._check(False, field, why)
+        else:
+            self._check(fits(value), field, why)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -144,7 +149,7 @@ class GenerationConfig:
 
     @property
     def fill_id(self) -> int:
-        """What stands after a finished row: pad_token_id, or the first eos id, or 0 (then no row ever finishes)."""
+        """What stands after a finished row: pad_token_id or the first eos id; 0 if no row can finish."""
         return next(iter((*_ids(self.pad_token_id), *self.eos_ids)), 0)
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -155,7 +160,7 @@ class GenerationConfig:
         """
         for name in _TOKENS:
             for token in _ids(getattr(self, name)):
-                self._check(token < vocab_size, name, f"the model's vocabulary has the ids 0 to {vocab_size - 1}")
+                self._check(token < vocab_size, name, f"the model's vocabulary has ids 0 to {vocab_size - 1}")
 
     def new_tokens(self, prompt_length: int, max_positions: int | None) -> tuple[int, int]:
         """How many tokens to generate for a prompt, in transformers' reading of the four length fields.
@@ -177,11 +182,12 @@ class GenerationConfig:
             at_most = max(1, min(DEFAULT_MAX_LENGTH, room))
         else:
             at_most = self.max_length - prompt_length
-            self._check(at_most > 0, "max_length", f"the prompt alone has {prompt_length} tokens; set max_new_tokens")
+            why = f"the prompt alone has {prompt_length} tokens; set max_new_tokens"
+            self._check(at_most > 0, "max_length", why)
         return max(self.min_new_tokens or 0, self.min_length - prompt_length), at_most
 
     def loop_key(self) -> "GenerationConfig":
-        """This config without what the compiled loop takes as arrays or does not see, so that fewer configs compile."""
+        """This config without what the loop takes as arrays or does not read, so that fewer compile."""
         has_minimum = bool(self.eos_ids) and bool(self.min_new_tokens or self.min_length)
         greedy = dict(temperature=1.0, top_k=None, top_p=None, min_p=None)
         return dataclasses.replace(

@@ -1,7 +1,8 @@
-"""The host's side of a generation: checks a batch of prompts, aligns and buckets it, and cuts the results out.
+"""The host's side of a generation: checks a batch of prompts, aligns and buckets it, cuts the results out.
 
-Inside, every row ends at the same slot (left padding) and the prompt has a bucket's length, so that one compiled
-program serves prompts of many lengths. Outside, sequences look as the caller's own padding would have it.
+Inside, every row ends at the same slot (left padding) and the prompt has a bucket's length, so that one
+compiled program serves prompts of many lengths. Outside, sequences look as the caller's own padding would
+have it.
 """
 
 import dataclasses
@@ -59,7 +60,9 @@ class Prompts:
         np.put_along_axis(seen, self.given, True, axis=1)
         return seen
 
-    def output(self, new_tokens: np.ndarray, scores: np.ndarray | None, config: GenerationConfig) -> GenerateOutput:
+    def output(
+        self, new_tokens: np.ndarray, scores: np.ndarray | None, config: GenerationConfig
+    ) -> GenerateOutput:
         """Joins prompts and new tokens.
 
         Args:
@@ -90,22 +93,23 @@ def prepare_prompts(
 
     Args:
         input_ids: integers [B, T].
-        attention_mask: [B, T], non-zero where a token is real, or None: then, as in transformers, slots that hold
-            pad_token_id are padding if that is set and is no eos_token_id, and otherwise all slots are real.
+        attention_mask: [B, T], non-zero where a token is real, or None: then, as in transformers, slots that
+            hold pad_token_id are padding if that is set and is no eos_token_id, and otherwise all are real.
         config: of the generation.
         vocab_size: ids must be below it.
         max_positions: the model's window, or None.
 
     Raises:
-        ValueError: no batch of integers, an empty prompt, an id outside the vocabulary, a mask of another shape or
-            with gaps, or a prompt whose new tokens do not fit the window.
+        ValueError: no batch of integers, an empty prompt, an id outside the vocabulary, a mask of another
+            shape or with gaps, or a prompt whose new tokens do not fit the window.
     """
     ids = _as_ids(input_ids)
     outside = np.argwhere((ids < 0) | (ids >= vocab_size))
     if len(outside):
         row, column = outside[0]
         raise ValueError(
-            f"input_ids[{row}, {column}] = {ids[row, column]}: the model's vocabulary has the ids 0 to {vocab_size - 1}"
+            f"input_ids[{row}, {column}] = {ids[row, column]}: "
+            f"the model's vocabulary has ids 0 to {vocab_size - 1}"
         )
     config.check_vocabulary(vocab_size)
     mask = _as_mask(attention_mask, ids, config)
@@ -121,13 +125,14 @@ def prepare_prompts(
     length = flush_ids.shape[1]
     if max_positions is not None and length >= max_positions:
         raise ValueError(
-            f"a prompt of {length} tokens leaves no room for a new one: the model has {max_positions} positions"
+            f"a prompt of {length} tokens leaves no room for a new one: "
+            f"the model has {max_positions} positions"
         )
     min_new, max_new = config.new_tokens(ids.shape[1], max_positions)
     if max_positions is not None and length + max_new > max_positions:
         raise ValueError(
-            f"a prompt of {length} tokens and {max_new} new ones are past the model's {max_positions} positions: "
-            f"shorten the prompt, or set max_new_tokens to {max_positions - length} or less"
+            f"a prompt of {length} tokens and {max_new} new ones are past the model's {max_positions} "
+            f"positions: shorten the prompt, or set max_new_tokens to {max_positions - length} or less"
         )
     bucket = bucket_length(length, None if max_positions is None else max_positions - max_new)
     num_slots = bucket_length(bucket + max_new, max_positions)
@@ -146,7 +151,9 @@ def _as_ids(input_ids: Any) -> np.ndarray:
     try:
         ids = np.asarray(input_ids)
     except ValueError:
-        raise ValueError("input_ids has rows of different lengths: pad them and pass an attention_mask") from None
+        raise ValueError(
+            "input_ids has rows of different lengths: pad them and pass an attention_mask"
+        ) from None
     if ids.ndim != 2:
         raise ValueError(f"input_ids has shape {ids.shape}: it is [batch, length]")
     if ids.size == 0:
@@ -173,7 +180,8 @@ def _align_right(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndar
     gaps = np.flatnonzero(last - mask.argmax(axis=1) + 1 != mask.sum(axis=1))
     if len(gaps):
         raise ValueError(
-            f"attention_mask[{gaps[0]}] has a gap: in a right-padded batch the real tokens of a row stand together"
+            f"attention_mask[{gaps[0]}] has a gap: "
+            "in a right-padded batch the real tokens of a row stand together"
         )
     source = (np.arange(ids.shape[1]) + last[:, None] + 1) % ids.shape[1]
     return np.take_along_axis(ids, source, axis=1), np.take_along_axis(mask, source, axis=1)

@@ -1,9 +1,11 @@
 """Choosing the next token: pure functions on logits [B, V], assembled from a GenerationConfig when traced.
 
-Each processor computes what transformers 4.57.6 does, in its order. Nothing sorts a vocabulary: top-k selects, and
-top-p finds its threshold by bisection, which on a CPU takes a twentieth of the time of a sort. Gumbel noise rather than an
-inverse CDF draws the sample, so that a token of probability zero can never come out.
+Each processor computes what transformers 4.57.6 does, in its order. Nothing sorts a vocabulary: top-k
+selects, and top-p finds its threshold by bisection, in a twentieth of the time of a sort on a CPU. Gumbel
+noise rather than an inverse CDF draws the sample, so that a token of probability zero can never come out.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,6 @@ from modelzoo.axes import constrain
 HIDDEN = float("-inf")
 
 
-
 class History(struct.PyTreeNode):
     """What the processors know of a batch's generation so far.
 
@@ -24,8 +25,8 @@ class History(struct.PyTreeNode):
         step: int32 [], tokens generated so far, the same for all rows.
         min_new: int32 [], no end-of-sequence token before so many.
         max_new: int32 [], the limit.
-        seen: bool [B, V], the ids that a row's prompt (its padding included, as in transformers) or output holds;
-            None where no penalty reads it.
+        seen: bool [B, V], the ids that a row's prompt (its padding included, as in transformers) or output
+            holds; None where no penalty reads it.
     """
 
     step: jax.Array
@@ -63,7 +64,7 @@ def process_logits(logits: jax.Array, history: History, config: GenerationConfig
     if config.suppress_tokens:
         logits = suppress(logits, config.suppress_tokens)
     if config.do_sample:
-        # Thresholds look at the whole vocabulary: on a mesh, gather it once rather than at each of their steps.
+        # Thresholds look at the whole vocabulary: on a mesh, gather it once, not at each of their steps.
         logits = constrain(logits, "act_batch", None)
         if config.temperature != 1.0:
             logits = logits / config.temperature
@@ -102,12 +103,12 @@ def penalize(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def suppress(logits: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+def suppress(logits: jax.Array, ids: Sequence[int]) -> jax.Array:
     """Rules the ids out."""
     return jnp.where(_among(ids, logits), HIDDEN, logits)
 
 
-def force(logits: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+def force(logits: jax.Array, ids: Sequence[int]) -> jax.Array:
     """Rules all but the ids out, and makes those equally probable."""
     return jnp.where(_among(ids, logits), 0.0, HIDDEN).astype(logits.dtype)
 
@@ -121,8 +122,10 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     """Keeps the smallest set of most probable tokens with total probability p or more (arXiv:1904.09751).
 
-    A token stays if all tokens more probable than it together fall short of p, so tokens that tie stay together. The
-    lowest probability that stays is found bit by bit: floats from 0 to 1 are ordered as their bit patterns are.
+    A token stays if all tokens more probable than it together fall short of p, so tokens that tie stay
+    together.
+    The lowest probability that stays is found bit by bit: floats from 0 to 1 are ordered as their bit
+    patterns.
     """
     probs = jax.nn.softmax(logits, axis=-1)
 
@@ -145,6 +148,6 @@ def keep_min_p(logits: jax.Array, min_p: float) -> jax.Array:
     return jnp.where(probs < min_p * jnp.max(probs, axis=-1, keepdims=True), HIDDEN, logits)
 
 
-def _among(ids: tuple[int, ...], logits: jax.Array) -> jax.Array:
+def _among(ids: Sequence[int], logits: jax.Array) -> jax.Array:
     """bool [V], True at the ids."""
     return jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(ids))

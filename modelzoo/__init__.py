@@ -1,8 +1,8 @@
 """What a model computes: transformer families as pure Flax modules. Imports nothing else of flaxtron.
 
-    config = modelzoo.get_config("tiny-gptj")
-    model = modelzoo.GPTJForCausalLM(config)
-    out = model.apply({"params": params}, input_ids=ids)
+config = modelzoo.get_config("tiny-gptj")
+model = modelzoo.GPTJForCausalLM(config)
+out = model.apply({"params": params}, input_ids=ids)
 """
 
 from modelzoo.gptj.config import GPTJConfig

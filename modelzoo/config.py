@@ -36,7 +36,9 @@ class ModelConfig:
             pairs = tuple(sorted((int(i), str(label)) for i, label in self.id2label.items()))
             object.__setattr__(self, "id2label", pairs)
         for field, kind in _field_types(type(self)).items():
-            self._check(_is_of(getattr(self, field), kind), field, f"it is of type {getattr(kind, '__name__', kind)}")
+            self._check(
+                _is_of(getattr(self, field), kind), field, f"it is of type {getattr(kind, '__name__', kind)}"
+            )
         self._check(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             "problem_type",
@@ -59,7 +61,9 @@ class ModelConfig:
         """
         model_type = hf_config.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ValueError(f"model_type {model_type!r} is not {cls.model_type!r}, the type {cls.__name__} reads")
+            raise ValueError(
+                f"model_type {model_type!r} is not {cls.model_type!r}, the type {cls.__name__} reads"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in hf_config.items() if name in known}
         if labels := values.pop("id2label", None):

@@ -22,7 +22,9 @@ def lm_logits(logits: jax.Array, vocab_size: int) -> jax.Array:
     return mask_padded_vocab(constrain(logits, "act_batch", "act_length", "act_vocab"), vocab_size)
 
 
-def classifier(model: Any, features: int, num_labels: int, use_bias: bool, kernel_init: Initializer) -> Linear:
+def classifier(
+    model: Any, features: int, num_labels: int, use_bias: bool, kernel_init: Initializer
+) -> Linear:
     """A projection onto classes, never sharded by class."""
     axes = ("embed", None)
     return Linear((features,), (num_labels,), axes, use_bias, kernel_init, model.dtype, model.param_dtype)

@@ -92,7 +92,8 @@ def match_tensors(
     sources: dict[tables.Path, list[placing.Source]] = {}
     missing: list[tables.StoredTensor] = []
     found_heads: set[str] = set()
-    wrong: list[str] = []
+    misshapen: list[str] = []
+    mistyped: list[str] = []
     copies = {name for tensor in tensors for name in tensor.copies}
     for tensor in tensors:
         name = next((name for name in (*tensor.names, *tensor.copies) if name in left), None)
@@ -102,9 +103,9 @@ def match_tensors(
         ref = left.pop(name) if name in tensor.names else left[name]
         found_heads.add(tensor.paths[0][0])
         if ref.shape != tensor.shape:
-            wrong.append(f"{name} is {list(ref.shape)}, where the config makes it {list(tensor.shape)}")
+            misshapen.append(f"{name} is {list(ref.shape)}, where the config makes it {list(tensor.shape)}")
         elif not jnp.issubdtype(ref.dtype, jnp.floating):
-            wrong.append(f"{name} holds {ref.dtype}, where floating-point numbers belong")
+            mistyped.append(f"{name} holds {ref.dtype}, where floating-point numbers belong")
         for part, path in enumerate(tensor.paths):
             sources.setdefault(path, []).append(placing.Source(tensor, ref, part))
 
@@ -112,7 +113,13 @@ def match_tensors(
     absent = [tensor.name for tensor in missing if tensor not in new]
     others = [name for name in left if tables.is_other_head(table, shapes, name)]
     unexpected = [name for name in left if name not in copies and name not in others]
-    _raise_misfit(folder, model_class, {"missing": absent, "unexpected": unexpected, "wrong": wrong})
+    problems = {
+        "missing": absent,
+        "unexpected": unexpected,
+        "wrong-shaped": misshapen,
+        "wrong-typed": mistyped,
+    }
+    _raise_misfit(folder, model_class, problems)
     if others:
         logger.warning("%s: %s leaves out %s", folder, model_class.__name__, ", ".join(others))
     if new:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from typing import Any, ClassVar, TypedDict, get_args
+from typing import Any, ClassVar, TypedDict, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -80,7 +80,7 @@ class Model(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_init(model: Model) -> Any:
+def _abstract_init(model: Any) -> Any:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     # Shapes do not depend on a mesh that may be in force around the caller, and this one row divides over none.
@@ -94,14 +94,17 @@ def abstract_params(model: Model) -> Any:
     Returns:
         The canonical parameter tree (layers stacked, vocabulary at its true size) of jax.ShapeDtypeStruct.
     """
-    with nn.logical_axis_rules(()):  # unboxing would lay the shapes, as if they were arrays, on a mesh in force
-        return nn.meta.unbox(_abstract_init(model))
+    # Unboxing would lay the shapes, as if they were arrays, on a mesh in force.
+    with nn.logical_axis_rules(()):
+        return nn.meta.unbox(_abstract_init(cast(Any, model)))
 
 
 def logical_axes(model: Model) -> Any:
     """The logical axis names of a model's parameters: the canonical tree with a tuple of names at each leaf."""
     return jax.tree.map(
-        lambda box: tuple(box.names), _abstract_init(model), is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+        lambda box: tuple(box.names),
+        _abstract_init(cast(Any, model)),
+        is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
     )
 
 

@@ -91,6 +91,8 @@ def get_config(name: str, **overrides: Any) -> Any:
         if name in family.presets:
             known = {field.name for field in dataclasses.fields(family.config_class)}
             if unknown := sorted(set(overrides) - known):
-                raise ValueError(f"{family.config_class.__name__} has no field {unknown[0]!r}: it has {sorted(known)}")
+                raise ValueError(
+                    f"{family.config_class.__name__} has no field {unknown[0]!r}: it has {sorted(known)}"
+                )
             return dataclasses.replace(family.presets[name], **overrides)
     raise ValueError(f"unknown preset {name!r}: flaxtron has {list_presets()}")

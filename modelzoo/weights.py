@@ -164,16 +164,18 @@ def bind(table: WeightTable, shapes: Mapping[Path, Any]) -> list[StoredTensor]:
     tensors: list[StoredTensor] = []
     for weight in table.weights:
         in_trunk = weight.source.startswith(table.prefix)
-        root: Path = (TRUNK,) if in_trunk and has_trunk else ()
+        root = (TRUNK,) if in_trunk and has_trunk else ()
         paths: tuple[Path, ...] = tuple((*root, *target) for target in weight.targets)
         if not all(path in shapes for path in paths):
             continue
         groups, axes = parse(weight.pattern)
+        shape = shapes[paths[0]].shape
         fused = axes[0] if len(paths) > 1 else None
         axes = axes[1:] if fused else axes
-        stacked = "{}" in weight.source
-        shape = shapes[paths[0]].shape
-        layers, shape = (range(shape[0]), shape[1:]) if stacked else ((None,), shape)
+        layers = (None,)
+        if "{}" in weight.source:
+            num_layers, *shape = shape
+            layers = range(num_layers)
         assert len(shape) == len(axes), (
             f"{weight.source}: {weight.pattern!r} is not of the parameter's rank {len(shape)}"
         )

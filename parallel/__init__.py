@@ -1,10 +1,10 @@
 """Where arrays live: meshes, the rules that lay logical axes on them, sharded parameters and checkpoints.
 
-    mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
-    rules = parallel.make_rules(mesh)
-    params = parallel.init_params(model, jax.random.key(0), rules)
-    with parallel.use(rules):
-        out = jax.jit(model.apply)({"params": params}, input_ids=ids)
+mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+rules = parallel.make_rules(mesh)
+params = parallel.init_params(model, jax.random.key(0), rules)
+with parallel.use(rules):
+    out = jax.jit(model.apply)({"params": params}, input_ids=ids)
 """
 
 import importlib

@@ -1,21 +1,26 @@
-"""Sharded arrays to and from disk, by Orbax, in one canonical layout whatever the mesh.
+"""Sharded arrays to and from disk (Orbax), in a layout that shows no trace of the mesh.
 
-A checkpoint is a folder named by its step. It holds one Orbax item per tree (`params`, and whatever else a run keeps),
-one JSON item `extra`, and plain text files beside them. Layers are stacked and vocabularies cut back to their true
-size, so any checkpoint opens on any mesh: what a mesh pads is padded again as it is read. Orbax writes a folder under
-another name and renames it when it is whole, so a numbered folder is a whole checkpoint.
+A checkpoint holds vocabularies at their true size and layers stacked, so it opens on any mesh: what a mesh
+pads is cut on the way out and filled with zeros on the way in, and each process writes and reads only its
+devices' slices.
+
+A run's folder has checkpoints/STEP/, and each step's folder
+
+    params/        the canonical parameters
+    ...            what else the writer keeps (`train.saving`)
+    config.json    and other texts: config.gin, tokenizer.json
+
+`latest_checkpoint` and `restore_params` are all that inference needs of it.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping
-from pathlib import Path
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -23,237 +28,216 @@ import modelzoo
 from parallel.rules import Rules
 from parallel.shard import abstract_sharded_params
 
-FOLDER = "checkpoints"
-"""Where a run keeps its checkpoints, inside its own folder."""
-PARAMS, EXTRA, TEXTS = "params", "extra", "texts"
+PARAMS = "params"
+"""The folder of a checkpoint that holds the parameters."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+_CHUNK_BYTES = 2**26  # pieces that a file is cut into: a reader of one shard need not read the whole array
+_COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
-@dataclasses.dataclass
-class _TextFiles(ocp.args.CheckpointArgs):
-    """Text files that become part of a checkpoint's folder."""
-
-    texts: Mapping[str, str]
-
-
-class _TextHandler(ocp.CheckpointHandler):
-    """Writes text files beside the items, before Orbax gives the folder its final name."""
-
-    def save(self, directory: epath.Path, args: _TextFiles) -> None:
-        if jax.process_index() == 0:
-            for name, text in args.texts.items():
-                (epath.Path(directory).parent / name).write_text(text)
-
-    def restore(self, directory: epath.Path, args: Any = None) -> None:
-        raise ValueError(f"{directory}: text files are read as files, not restored")
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """An absolute path, of a local file or of a store such as gs://."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
-ocp.args.register_with_handler(_TextHandler, for_save=True, for_restore=True)(_TextFiles)
-
-
-class Checkpoints:
-    """The numbered checkpoints of one folder. Saves in the background; `close` waits.
+def latest_checkpoint(path: str | os.PathLike[str]) -> epath.Path:
+    """The newest finished checkpoint under a path. Needs no Orbax.
 
     Args:
-        folder: made if it is not there.
-        keep: how many of the newest stay; None keeps all.
+        path: a run's folder, its checkpoints folder, or a checkpoint itself.
 
-    Raises:
-        OSError: the folder cannot be made or written.
-    """
-
-    def __init__(self, folder: str | Path, keep: int | None = None):
-        folder = Path(folder).absolute()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make the checkpoint folder {folder}: {error.strerror}") from None
-        self._manager = ocp.CheckpointManager(
-            epath.Path(folder), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
-        )
-
-    def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
-        return self._manager.latest_step()
-
-    def save(
-        self, step: int, model: modelzoo.Model, trees: Mapping[str, Any], extra: Any, texts: Mapping[str, str]
-    ) -> None:
-        """Starts to save; returns when the arrays have been copied, so they may be overwritten.
-
-        Args:
-            step: the folder's name.
-            model: whose vocabulary the trees may have padded.
-            trees: item name -> tree of arrays.
-            extra: anything JSON can hold.
-            texts: file name -> contents.
-        """
-        items: dict[str, Any] = {
-            name: ocp.args.PyTreeSave(canonical(tree, model)) for name, tree in trees.items()
-        }
-        items[EXTRA] = ocp.args.JsonSave(extra)
-        items[TEXTS] = _TextFiles(texts)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits and lets go."""
-        self._manager.close()
-
-
-def latest_checkpoint(path: str | Path) -> Path:
-    """The newest checkpoint under a path.
-
-    Args:
-        path: a run's folder, its checkpoints folder, or one checkpoint.
+    Returns:
+        The checkpoint's folder, named by its step; it has the methods of pathlib.Path.
 
     Raises:
         OSError: there is none.
     """
-    path = Path(path)
-    if not path.exists():
-        raise OSError(f"{path}: no such folder")
-    if _is_checkpoint(path):
-        return path
-    for folder in (path / FOLDER, path):
-        if folder.is_dir():
-            found = [child for child in folder.iterdir() if child.name.isdigit() and _is_checkpoint(child)]
-            if found:
-                return max(found, key=lambda child: int(child.name))
-    raise OSError(f"{path}: no checkpoint in it: it is no run's folder, or the run has not saved yet")
+    folder = as_path(path)
+    if _is_finished(folder):
+        return folder
+    where = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
+    steps = finished_steps(where)
+    if not steps:
+        why = "it has no finished checkpoint" if where.is_dir() else "there is no such folder"
+        raise OSError(f"no checkpoint at {str(path)!r}: {why}")
+    return where / str(steps[-1])
 
 
-def restore(checkpoint: str | Path, name: str, target: Any, model: modelzoo.Model) -> Any:
-    """Reads one tree of a checkpoint, each device its own shards.
-
-    Args:
-        checkpoint: the numbered folder.
-        name: the item.
-        target: the tree to get, of jax.ShapeDtypeStruct: shapes as the mesh pads them, dtypes to convert to, shardings
-            (None is the first device).
-        model: says which of the target's rows are padding.
-
-    Returns:
-        The tree; padded rows are zero.
-
-    Raises:
-        OSError: no such checkpoint or item, or it cannot be read.
-        ValueError: the checkpoint's tree or shapes are not the target's; the parameters are named.
-    """
-    folder = Path(checkpoint).absolute() / name
-    if not folder.is_dir():
-        raise OSError(f"{checkpoint}: the checkpoint has no {name!r}")
-    true = _true_shapes(target, model)
-    _check_same(folder, name, target, true)
-
-    def how(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> ocp.ArrayRestoreArgs:
-        return ocp.ArrayRestoreArgs(
-            sharding=leaf.sharding or SingleDeviceSharding(jax.devices()[0]),
-            global_shape=leaf.shape,
-            dtype=leaf.dtype,
-            strict=leaf.shape == shape,  # not strict: rows past the file's are zero
-        )
-
-    with ocp.PyTreeCheckpointer() as reader:
-        args = ocp.args.PyTreeRestore(item=target, restore_args=jax.tree.map(how, target, true))
-        return reader.restore(folder, args=args)
+def finished_steps(checkpoints: str | os.PathLike[str]) -> list[int]:
+    """The steps in a checkpoints folder that were written to their end, in order."""
+    folder = as_path(checkpoints)
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(f.name) for f in found if re.fullmatch("[0-9]+", f.name) and _is_finished(f))
 
 
 def restore_params(
-    checkpoint: str | Path, model: modelzoo.Model, rules: Rules | None = None, dtype: Any = None
+    path: str | os.PathLike[str], model: modelzoo.Model, rules: Rules | None = None, dtype: Any = None
 ) -> Any:
-    """Reads a checkpoint's parameters alone.
+    """Reads a checkpoint's parameters, each device its own slices.
 
     Args:
-        checkpoint: the numbered folder, as `latest_checkpoint` finds it.
-        model: the model that they are of.
-        rules: the mesh to lay them on; None is the first device.
-        dtype: to convert them to; None keeps the model's param_dtype.
+        path: a checkpoint, or a run's folder: its newest one.
+        model: the model that they belong to.
+        rules: where they are to lie; None is the default device.
+        dtype: to convert them to; None is the model's param_dtype.
 
     Returns:
-        The canonical parameter tree.
+        The canonical parameter tree, vocabularies padded to what the mesh divides.
 
     Raises:
-        OSError, ValueError: as `restore`.
+        OSError: there is no checkpoint.
+        ValueError: it is of another architecture or shape; names what differs.
     """
     target = abstract_sharded_params(model, rules)
     if dtype is not None:
         target = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), target)
-    return restore(checkpoint, PARAMS, target, model)
+    shapes = jax.tree.map(lambda t: t.shape, modelzoo.abstract_params(model))
+    return restore_tree(latest_checkpoint(path) / PARAMS, target, shapes, type(model).__name__)
 
 
-def read_extra(checkpoint: str | Path) -> Any:
-    """What was saved as `extra`.
+def save_args(tree: Any, shapes: Any) -> Any:
+    """What Orbax needs to write a tree, as `orbax.checkpoint.args`.
+
+    Args:
+        tree: nested dicts of arrays.
+        shapes: the same tree of the shapes to write; larger arrays are cut.
+    """
+    import orbax.checkpoint as ocp
+
+    tree = jax.tree.map(cut, tree, shapes)
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    return ocp.args.PyTreeSave(tree, save_args=pieces)
+
+
+def save_tree(folder: str | os.PathLike[str], tree: Any, shapes: Any) -> None:
+    """Writes a tree of arrays and returns when it is on disk.
+
+    Args:
+        folder: to be created.
+        tree, shapes: as in `save_args`.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: the folder is there already or cannot be written.
     """
-    file = Path(checkpoint) / EXTRA / "metadata"
+    import orbax.checkpoint as ocp
+
+    silence()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        try:
+            writer.save(as_path(folder), args=save_args(tree, shapes))
+        except ValueError as error:  # Orbax's way to say that the folder exists
+            raise OSError(f"cannot write {str(folder)!r}: {str(error).splitlines()[0]}") from None
+
+
+def restore_tree(folder: str | os.PathLike[str], target: Any, shapes: Any, what: str) -> Any:
+    """Reads a tree of arrays onto its devices.
+
+    Args:
+        folder: as written by `save_args`.
+        target: nested dicts of jax.ShapeDtypeStruct: the shapes wanted, dtypes, and shardings (None: default
+            device).
+        shapes: the same tree of the shapes that the file must have; a larger target is filled up with zeros.
+        what: what the tree belongs to, for the error.
+
+    Raises:
+        OSError: there is no such folder, or it is damaged.
+        ValueError: the file holds other names or shapes; all of them are listed.
+    """
+    import orbax.checkpoint as ocp
+
+    silence()
+    folder = as_path(folder)
+    if not folder.is_dir():
+        raise OSError(f"no checkpoint at {str(folder)!r}")
+
+    def read_as(leaf: jax.ShapeDtypeStruct) -> Any:
+        sharding = SingleDeviceSharding(jax.local_devices()[0]) if leaf.sharding is None else leaf.sharding
+        return ocp.ArrayRestoreArgs(
+            dtype=leaf.dtype, sharding=sharding, global_shape=leaf.shape, strict=False
+        )
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _damage(folder):
+            found = _by_name(reader.metadata(folder).item_metadata.tree)
+        _check_same(found, _by_name(shapes), f"{folder} is not a checkpoint of {what}")
+        with _damage(folder):
+            restore = ocp.args.PyTreeRestore(item=target, restore_args=jax.tree.map(read_as, target))
+            return reader.restore(folder, args=restore)
+
+
+def silence() -> None:
+    """Keeps Orbax's own log off the terminal; its errors are exceptions."""
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+
+
+@contextlib.contextmanager
+def _damage(folder: epath.Path) -> Iterator[None]:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise OSError(f"{file}: is not JSON ({error})") from None
+        yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds; they all mean one thing to a user
+        reason = next(iter(str(error).splitlines()), "")
+        raise OSError(f"{folder} cannot be read: {type(error).__name__}: {reason}") from error
 
 
-def canonical(tree: Any, model: modelzoo.Model) -> Any:
-    """Cuts the rows that a mesh added off every array that lies under a parameter's name, at any depth."""
-    tree = nn.meta.unbox(tree)
-
-    def cut(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        if array.shape == shape:
-            return array
-        sharding = array.sharding
-        if isinstance(sharding, NamedSharding):
-            # A dimension of the true size may not divide: it lies whole for the moment that it takes to write it.
-            spec = (*sharding.spec, *(None,) * (array.ndim - len(sharding.spec)))
-            whole = (axis if have == want else None for axis, have, want in zip(spec, array.shape, shape))
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(*whole))
-        return jax.jit(lambda a: a[tuple(map(slice, shape))], out_shardings=sharding)(array)
-
-    return jax.tree.map(cut, tree, _true_shapes(tree, model))
+def _is_finished(folder: epath.Path) -> bool:
+    return (folder / _COMMITTED).exists() and (folder / PARAMS).is_dir()
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return (path / PARAMS).is_dir() and (path / "_CHECKPOINT_METADATA").exists()
+def _by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    def is_leaf(x: Any) -> bool:
+        return isinstance(x, tuple) or hasattr(x, "shape")
+
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(getattr(leaf, "shape", leaf))
+        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
+    }
 
 
-class _Shape(tuple):
-    """A shape that is one leaf of a tree."""
+def _check_same(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], wrong: str) -> None:
+    both = [name for name in wanted if name in found]
+    listed = [f"{name} is {found[name]}, not {wanted[name]}" for name in both if found[name] != wanted[name]]
+    listed += [f"{name} is missing" for name in wanted if name not in found]
+    listed += [f"{name} is not of the model" for name in found if name not in wanted]
+    if listed:
+        more = f"; and {len(listed) - 3} more" if len(listed) > 3 else ""
+        rest = "".join(f"\n  {line}" for line in listed[3:])
+        raise ValueError(f"{wrong}: {'; '.join(listed[:3])}{more}{rest}")
 
 
-def _true_shapes(tree: Any, model: modelzoo.Model) -> Any:
-    """The canonical shape of every array: a parameter's own for whatever lies under its name and has its rank."""
-    true = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(modelzoo.abstract_params(model))}
-
-    def of(path: tuple[Any, ...], leaf: Any) -> _Shape:
-        for start in range(len(path)):
-            shape = true.get(path[start:])
-            if shape is not None and len(shape) == leaf.ndim and all(map(int.__ge__, leaf.shape, shape)):
-                return _Shape(shape)
-        return _Shape(leaf.shape)
-
-    return jax.tree.map_with_path(of, tree)
+def cut(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The first `shape` of a sharded array, sharded as evenly: no device gathers it to cut it."""
+    if array.shape == tuple(shape):
+        return array
+    return _cutter(tuple(shape), _even_sharding(array.sharding, tuple(shape)))(array)
 
 
-def _check_same(folder: Path, name: str, target: Any, true: Any) -> None:
-    def paths(tree: Any, shape_of: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, _Shape))
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): shape_of(leaf) for path, leaf in leaves}
+@functools.lru_cache(maxsize=256)
+def _cutter(shape: tuple[int, ...], sharding: Any) -> Any:
+    return jax.jit(lambda a: a[tuple(slice(dim) for dim in shape)], out_shardings=sharding)
 
-    try:
-        metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
-        stored = paths(metadata.tree, lambda leaf: tuple(leaf.shape))
-    except Exception as error:  # Orbax raises many kinds; for a user they are one: the file is damaged
-        raise OSError(f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {error})") from None
-    wanted = paths(true, tuple)
-    differences = [f"{path} is missing" for path in wanted if path not in stored]
-    differences += [f"{path} is not the model's" for path in stored if path not in wanted]
-    differences += [
-        f"{path} has shape {stored[path]}, not {shape}"
-        for path, shape in wanted.items()
-        if path in stored and stored[path] != shape
-    ]
-    if differences:
-        raise ValueError(f"{folder.parent}: {name} of another architecture or size: {'; '.join(differences)}")
+
+def _even_sharding(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """For an array that was cut: mesh axes that no longer divide their dimension move to one they do."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    mesh, homeless = sharding.mesh, []
+    entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    kept: list[list[str]] = [[entry] if isinstance(entry, str) else [*(entry or ())] for entry in entries]
+
+    def divides(dim: int, axes: list[str]) -> bool:
+        return shape[dim] % functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1) == 0
+
+    for dim, axes in enumerate(kept):
+        while not divides(dim, axes):
+            homeless.append(axes.pop())
+    for axis in homeless:
+        home = next((axes for dim, axes in enumerate(kept) if divides(dim, [*axes, axis])), None)
+        if home is not None:  # else every device along the axis holds a copy
+            home.append(axis)
+    return NamedSharding(mesh, PartitionSpec(*(tuple(axes) or None for axes in kept)))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -16,7 +17,7 @@ def make_mesh(
     fsdp: int = 1,
     context: int = 1,
     tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Arranges devices into a mesh with all five axes.
 
@@ -36,12 +37,14 @@ def make_mesh(
     Raises:
         ValueError: a size below 1, more than one -1, or sizes whose product is not the number of devices.
     """
-    sizes = dict(zip(MESH_AXES, (stage, data, fsdp, context, tensor)))
+    sizes: dict[str, int] = dict(zip(MESH_AXES, (stage, data, fsdp, context, tensor), strict=True))
     devices = list(jax.devices() if devices is None else devices)
     free = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():
         if size < 1 and size != -1:
-            raise ValueError(f"mesh axis {axis}={size}: a size is at least 1, or -1 for what the other axes leave")
+            raise ValueError(
+                f"mesh axis {axis}={size}: a size is at least 1, or -1 for what the other axes leave"
+            )
     if len(free) > 1:
         raise ValueError(f"mesh axes {' and '.join(free)} are both -1: at most one axis may take the rest")
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -55,7 +58,9 @@ def make_mesh(
         hint = "make one axis -1 to use all of them, or pass devices= to use fewer"
         if fixed > len(devices):
             hint = "on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
-        raise ValueError(f"mesh {_describe(sizes)} needs {fixed} devices, but there are {len(devices)}: {hint}")
+        raise ValueError(
+            f"mesh {_describe(sizes)} needs {fixed} devices, but there are {len(devices)}: {hint}"
+        )
     return jax.make_mesh(
         tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )

@@ -99,7 +99,7 @@ class Rules:
                 owner[axis] = str(name)
         if shape is not None:
             assert len(names) == len(shape), f"{len(names)} names for the shape {shape}"
-            for name, dim in zip(names, shape):
+            for name, dim in zip(names, shape, strict=True):
                 if dim % self.num_shards(name):
                     sizes = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in self.mesh_axes(name))
                     raise ValueError(
@@ -116,10 +116,12 @@ class Rules:
         """The shape with every vocabulary dimension rounded up to what the mesh divides."""
         return tuple(
             -(-dim // self.num_shards(name)) * self.num_shards(name) if name in PADDED_AXES else dim
-            for name, dim in zip(names, shape)
+            for name, dim in zip(names, shape, strict=True)
         )
 
-    def check_replication(self, path: str, names: Names, shape: tuple[int, ...], large: int = LARGE_PARAMETER) -> None:
+    def check_replication(
+        self, path: str, names: Names, shape: tuple[int, ...], large: int = LARGE_PARAMETER
+    ) -> None:
         """Refuses a large parameter that lies whole along a mesh axis that the default table meant for it.
 
         Args:
@@ -142,7 +144,9 @@ class Rules:
                         f"{self.mesh_axes(name) or None}; restore the rule, or make the mesh axis 1"
                     )
         if not any(names) and any(self.mesh.shape[axis] > 1 for axis in ("fsdp", "tensor")):
-            raise ValueError(f"parameter {path} {shape} has no logical axes, so nothing shards it: name its dimensions")
+            raise ValueError(
+                f"parameter {path} {shape} has no logical axes, so nothing shards it: name its dimensions"
+            )
 
     def _entry(self, name: str | None) -> str | MeshAxes | None:
         axes = self.mesh_axes(name)
@@ -173,7 +177,9 @@ def make_rules(mesh: Mesh, **overrides: str | MeshAxes | None) -> Rules:
     for name, axes in table.items():
         for axis in axes:
             if axis not in mesh.shape:
-                raise ValueError(f"unknown mesh axis {axis!r} in the rule of {name!r}: the mesh has {mesh.axis_names}")
+                raise ValueError(
+                    f"unknown mesh axis {axis!r} in the rule of {name!r}: the mesh has {mesh.axis_names}"
+                )
         if twice := [axis for axis in axes if axes.count(axis) > 1]:
             raise ValueError(f"mesh axis {twice[0]!r} twice in the rule of {name!r}: {axes}")
     return Rules(mesh, tuple(table.items()))

@@ -102,7 +102,8 @@ def unpad_params(params: Any, model: modelzoo.Model) -> Any:
         ValueError: the tree is not the model's.
     """
     return jax.tree.map(
-        lambda a, t: a if a.shape == t.shape else a[tuple(map(slice, t.shape))], *_matched(params, model, None)
+        lambda a, t: a if a.shape == t.shape else a[tuple(map(slice, t.shape))],
+        *_matched(params, model, None),
     )
 
 
@@ -114,7 +115,7 @@ def batch_sharding(rules: Rules) -> NamedSharding:
 def _pad(a: Any, shape: tuple[int, ...]) -> Any:
     if a.shape == shape:
         return a
-    return jnp.pad(a, [(0, want - have) for have, want in zip(a.shape, shape)])
+    return jnp.pad(a, [(0, want - have) for have, want in zip(a.shape, shape, strict=True)])
 
 
 def _matched(params: Any, model: modelzoo.Model, rules: Rules | None) -> tuple[Any, Any]:
@@ -133,16 +134,21 @@ def _matched(params: Any, model: modelzoo.Model, rules: Rules | None) -> tuple[A
 def _check_shapes(params: Any, model: modelzoo.Model) -> None:
     """Refuses parameters of another config: padding and cutting are for vocabularies alone."""
     shapes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(modelzoo.abstract_params(model))}
-    axes = dict(jax.tree.leaves_with_path(modelzoo.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple)))
+    axes = dict(
+        jax.tree.leaves_with_path(modelzoo.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
+    )
     for path, leaf in jax.tree.leaves_with_path(params):
         canonical = tuple(key for key in path if not isinstance(key, jax.tree_util.SequenceKey))
         unstacked = len(path) - len(canonical)
         shape, names = shapes[canonical][unstacked:], axes[canonical][unstacked:]
         if leaf.ndim != len(shape) or any(
-            have != want and (name != "vocab" or have < want) for have, want, name in zip(leaf.shape, shape, names)
+            have != want and (name != "vocab" or have < want)
+            for have, want, name in zip(leaf.shape, shape, names, strict=True)
         ):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"parameter {name} has shape {tuple(leaf.shape)}, but the config makes it {shape}")
+            raise ValueError(
+                f"parameter {name} has shape {tuple(leaf.shape)}, but the config makes it {shape}"
+            )
 
 
 def _unstack_targets(tree: Any) -> Any:
@@ -159,4 +165,6 @@ def _unstack_targets(tree: Any) -> Any:
     def split(layers: Any) -> tuple[Any, ...]:
         return (jax.tree.map(one, layers),) * jax.tree.leaves(layers)[0].shape[0]
 
-    return {name: split(value) if name == "layers" else _unstack_targets(value) for name, value in tree.items()}
+    return {
+        name: split(value) if name == "layers" else _unstack_targets(value) for name, value in tree.items()
+    }

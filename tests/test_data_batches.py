@@ -1,5 +1,7 @@
 """train/data/batches.py: an order that follows from (seed, step), for any number of processes."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from train.data import batches as lib
 
 TOKENS = np.arange(1000, dtype=np.uint16)
-SIZES = dict(sequence_length=10, global_batch_size=8)
+SIZES: Any = dict(sequence_length=10, global_batch_size=8)
 
 
 def stream(seed=0, **changes):

@@ -20,7 +20,12 @@ def test_folder_is_read_recursively_in_a_fixed_order(tmp_path):
 
     files = sources.find_files(str(tmp_path))
 
-    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["a.jsonl", "a/c.md", "a/z.py", "b.txt"]
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == [
+        "a.jsonl",
+        "a/c.md",
+        "a/z.py",
+        "b.txt",
+    ]
 
 
 def test_stdlib_is_python_itself_without_its_tests():

@@ -6,7 +6,10 @@ import pytest
 
 from train.data import tokenizer as tok
 
-TEXTS = ["def main():\n    return 'hello, hello, hello'\n", "for x in range(3):\n\tprint(x)  # ünïcödé 🙂\n"] * 5
+TEXTS = [
+    "def main():\n    return 'hello, hello, hello'\n",
+    "for x in range(3):\n\tprint(x)  # ünïcödé 🙂\n",
+] * 5
 
 
 def test_every_text_comes_back(tmp_path):

@@ -140,7 +140,9 @@ def test_a_given_tokenizer_is_used(corpus, tmp_path):
     data = prepare(corpus, tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), vocab_size=None)
 
     assert json.loads(data.tokenizer_file.read_text()) == json.loads(trained.to_str())
-    with pytest.raises(ValueError, match=r"ids up to \d+, but the model's vocab_size is 100: raise vocab_size"):
+    with pytest.raises(
+        ValueError, match=r"ids up to \d+, but the model's vocab_size is 100: raise vocab_size"
+    ):
         prepare(corpus, tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), model_vocab_size=100)
     with pytest.raises(ValueError, match=r"end_of_text = '</s>' is not a token.*<\|endoftext\|>"):
         prepare(corpus, tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), end_of_text="</s>")
@@ -152,7 +154,10 @@ def test_a_given_tokenizer_is_used(corpus, tmp_path):
         ({"validation_fraction": 1.0}, r"validation_fraction = 1.0"),
         ({"max_bytes": 0}, r"max_bytes = 0"),
         ({"vocab_size": None}, r"data.vocab_size is not set"),
-        ({"vocab_size": 400, "model_vocab_size": 300}, r"vocab_size = 400 is larger than the model's vocabulary, 300"),
+        (
+            {"vocab_size": 400, "model_vocab_size": 300},
+            r"vocab_size = 400 is larger than the model's vocabulary, 300",
+        ),
         ({"vocab_size": 100}, r"at least 257"),
     ],
 )

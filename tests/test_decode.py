@@ -1,9 +1,8 @@
 """The decode loop, with a fake model whose every token is known in advance and with a tiny GPT-J."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,19 +24,22 @@ class FakeConfig:
     max_positions: int = 128
 
 
-class FakeLM(nn.Module):
-    """Its next token is (3 x the sum of all tokens so far + the last position) mod V: wrong if the loop loses a
-    token, shows padding, or miscounts positions."""
+class FakeLM(modelzoo.Model):
+    """Its next token is (3 x the sum of all tokens so far + the last position) mod V.
 
-    config: FakeConfig = FakeConfig()
+    So it is wrong if the loop loses a token, shows padding, or miscounts positions.
+    """
+
+    config: Any = FakeConfig()
     task: ClassVar[str] = "causal_lm"
 
-    def init_cache(self, batch_size, max_length):
+    def init_cache(self, batch_size, max_length, dtype=None):
         return init_cache(1, batch_size, max_length, 1, 1, jnp.float32)
 
     def __call__(self, input_ids, attention_mask=None, position_ids=None, cache=None, logits_to_keep=0):
         num_new = input_ids.shape[1]
         slots, mask, _, cache = begin(cache, attention_mask, num_new)
+        assert cache is not None and mask is not None and position_ids is not None  # noqa: PT018
         (layer,) = cache.layers
         layer = layer.write(*[input_ids[:, None, :, None].astype(jnp.float32)] * 2, slots[0])
         total = jnp.sum(jnp.where(mask, layer.key[:, 0, :, 0], 0.0), axis=1).astype(jnp.int32)
@@ -58,20 +60,22 @@ LEFT = np.array([[5, 6, 7, 8], [0, 0, 0, 9], [0, 0, 1, 2]])
 RIGHT = np.array([[5, 6, 7, 8], [9, 0, 0, 0], [1, 2, 0, 0]])
 
 
-def run_fake(ids, mask=None, **fields):
-    return inference.generate(FakeLM(), {}, ids, mask, GenerationConfig(**({"max_new_tokens": 12} | fields)))
+def run_fake(ids, mask=None, **fields: Any):
+    config = GenerationConfig(**{"max_new_tokens": 12, **fields})
+    return inference.generate(FakeLM(), {}, ids, mask, config)
 
 
 def test_left_padded_rows_each_continue_their_own_prompt():
     out = run_fake(LEFT, LEFT > 0)
-    assert out.sequences.tolist() == [[*row, *expected(prompt, 12)] for row, prompt in zip(LEFT.tolist(), PROMPTS)]
+    continued = [[*row, *expected(prompt, 12)] for row, prompt in zip(LEFT.tolist(), PROMPTS, strict=True)]
+    assert out.sequences.tolist() == continued
     assert out.lengths.tolist() == [16, 16, 16]
     assert out.scores is None
 
 
 def test_right_padded_rows_continue_without_a_gap():
     out = run_fake(RIGHT, RIGHT > 0, pad_token_id=0)
-    for row, length, prompt in zip(out.sequences.tolist(), out.lengths, PROMPTS):
+    for row, length, prompt in zip(out.sequences.tolist(), out.lengths, PROMPTS, strict=True):
         assert row[:length] == [*prompt, *expected(prompt, 12)]
         assert row[length:] == [0] * (16 - length)
 
@@ -81,9 +85,10 @@ def test_rows_stop_at_their_own_end(ids):
     news = [expected(prompt, 12) for prompt in PROMPTS]
     ends = (news[0][2], news[1][5])
     counts = [next((i + 1 for i, token in enumerate(new) if token in ends), 12) for new in news]
-    assert len(set(counts)) > 1 and max(counts[:2]) < 12
+    assert len(set(counts)) > 1
+    assert max(counts[:2]) < 12
     out = run_fake(ids[:2], ids[:2] > 0, eos_token_id=list(ends), pad_token_id=0)
-    for row, length, prompt, new, count in zip(out.sequences.tolist(), out.lengths, PROMPTS, news, counts):
+    for row, length, new, count in zip(out.sequences.tolist(), out.lengths, news, counts):  # noqa: B905
         assert row[length - count : length] == new[:count]
         assert set(row[length:]) <= {0}
     if ids is LEFT:  # cut to the longest row: the loop stopped when the last one did
@@ -101,7 +106,8 @@ def test_a_row_without_eos_never_stops_and_pad_defaults_to_eos():
 def test_lengths_rule_over_eos():
     new = expected([9], 12)
     out = run_fake([[9]], eos_token_id=new[0], min_new_tokens=3, max_new_tokens=5)
-    assert out.lengths[0] >= 4 and new[0] not in out.sequences[0, 1:4]
+    assert out.lengths[0] >= 4
+    assert new[0] not in out.sequences[0, 1:4]
     assert run_fake([[9]], min_length=4, eos_token_id=new[0], max_new_tokens=5).lengths[0] >= 4
     assert run_fake([[9]], max_length=7, max_new_tokens=None).sequences.tolist() == [[9, *new[:6]]]
     assert run_fake([[9]], forced_eos_token_id=44).sequences[0, -1] == 44
@@ -128,19 +134,21 @@ def test_stream_yields_what_generate_returns():
 
 def test_new_lengths_do_not_compile_again():
     run_fake([[1, 2, 3]], max_new_tokens=4)
-    before = decode._begin._cache_size(), decode._continue._cache_size()
+    programs: Any = (decode._begin, decode._continue)
+    before = [program._cache_size() for program in programs]
     for length, num_new in ((1, 4), (7, 9), (16, 16), (12, 2)):
         prompt = list(range(1, length + 1))
-        assert run_fake([prompt], max_new_tokens=num_new).sequences.tolist() == [prompt + expected(prompt, num_new)]
-    assert (decode._begin._cache_size(), decode._continue._cache_size()) == before
+        out = run_fake([prompt], max_new_tokens=num_new)
+        assert out.sequences.tolist() == [prompt + expected(prompt, num_new)]
+    assert [program._cache_size() for program in programs] == before
 
 
 def test_samples_are_reproducible_and_independent_of_their_neighbours():
     config = GenerationConfig(do_sample=True, temperature=20.0, max_new_tokens=10, pad_token_id=0)
 
     def run(ids, seed):
-        rng = jax.random.key(seed)
-        return inference.generate(FakeLM(), {}, ids, np.asarray(ids) > 0, config, rng=rng).sequences[:, 4:].tolist()
+        out = inference.generate(FakeLM(), {}, ids, np.asarray(ids) > 0, config, rng=jax.random.key(seed))
+        return out.sequences[:, 4:].tolist()
 
     assert run(LEFT, 0) == run(LEFT, 0) != run(LEFT, 1)
     assert run(LEFT[:1], 0) == run(LEFT, 0)[:1]
@@ -159,7 +167,7 @@ def test_several_samples_of_a_prompt_stand_together_and_differ():
 
 def test_models_and_meshes_that_do_not_fit_are_refused():
     classifier = modelzoo.GPTJForSequenceClassification(modelzoo.get_config("tiny-gptj"))
-    with pytest.raises(ValueError, match="^GPTJForSequenceClassification does not generate"):
+    with pytest.raises(ValueError, match=r"^GPTJForSequenceClassification does not generate"):
         inference.generate(classifier, {}, [[1]])
     mesh, other = (parallel.make_mesh(data=n, devices=jax.devices()[:n]) for n in (1, 2))
     with pytest.raises(ValueError, match="two meshes"):
@@ -240,9 +248,15 @@ def test_sharded_tokens_equal_unsharded(gptj, axes, sample):
 def test_padded_vocabulary_is_never_sampled(gptj):
     model, params = gptj
     config = GenerationConfig(
-        max_new_tokens=16, do_sample=True, temperature=1e6, top_k=0, num_return_sequences=16, output_scores=True
+        max_new_tokens=16,
+        do_sample=True,
+        temperature=1e6,
+        top_k=0,
+        num_return_sequences=16,
+        output_scores=True,
     )
     out = inference.generate(model, params, [[1]], config=config, mesh=parallel.make_mesh(tensor=4, data=2))
     assert out.scores is not None
-    assert out.sequences.max() < 97 and out.scores.shape == (16, 16, 97)
+    assert out.sequences.max() < 97
+    assert out.scores.shape == (16, 16, 97)
     assert len(np.unique(out.sequences)) > 70  # all but uniform over 97 ids

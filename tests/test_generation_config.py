@@ -9,7 +9,7 @@ from inference import GenerationConfig
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    ("field", "value"),
     [
         ("max_new_tokens", 0),
         ("max_new_tokens", -3),
@@ -38,21 +38,26 @@ def test_bad_value_is_refused_by_name(field, value):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_temperature_matters_only_to_sampling(temperature):
-    with pytest.raises(ValueError, match="^GenerationConfig.temperature = "):
+    with pytest.raises(ValueError, match=r"^GenerationConfig\.temperature = "):
         GenerationConfig(do_sample=True, temperature=temperature)
     GenerationConfig(do_sample=False, temperature=temperature)
 
 
 @pytest.mark.parametrize(
-    "field, value", [("num_beams", 4), ("no_repeat_ngram_size", 3), ("typical_p", 0.9), ("use_cache", False)]
+    ("field", "value"),
+    [("num_beams", 4), ("no_repeat_ngram_size", 3), ("typical_p", 0.9), ("use_cache", False)],
 )
 def test_what_is_not_there_yet_is_refused_not_ignored(field, value):
-    with pytest.raises(ValueError, match=f"^GenerationConfig.{field} = .* does not support it yet"):
+    with pytest.raises(ValueError, match=rf"^GenerationConfig\.{field} = .* does not support it yet"):
         GenerationConfig(**{field: value})
 
 
 def test_lists_and_numpy_scalars_make_hashable_configs():
-    config = GenerationConfig(eos_token_id=[1, 2], suppress_tokens=[5], max_new_tokens=np.int64(3))
+    config = GenerationConfig(
+        eos_token_id=[1, 2],
+        suppress_tokens=[5],
+        max_new_tokens=np.int64(3),  # pyright: ignore[reportArgumentType]
+    )
     assert config == GenerationConfig(eos_token_id=(1, 2), suppress_tokens=(5,), max_new_tokens=3)
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.eos_ids == (1, 2)
@@ -66,7 +71,7 @@ def test_fill_id_is_pad_then_first_eos():
 
 
 @pytest.mark.parametrize(
-    "fields, at_least, at_most",
+    ("fields", "at_least", "at_most"),
     [
         ({}, 0, 20),
         ({"max_new_tokens": 7}, 0, 7),
@@ -92,7 +97,7 @@ def test_max_length_below_the_prompt_is_refused():
 
 def test_ids_outside_the_vocabulary_are_refused():
     GenerationConfig(eos_token_id=(5, 9)).check_vocabulary(10)
-    with pytest.raises(ValueError, match="eos_token_id = .* ids 0 to 8"):
+    with pytest.raises(ValueError, match=r"eos_token_id = .* ids 0 to 8"):
         GenerationConfig(eos_token_id=(5, 9)).check_vocabulary(9)
 
 
@@ -102,4 +107,7 @@ def test_loop_key_forgets_lengths_and_what_greedy_does_not_read():
     assert one.loop_key() == two.loop_key()
     sampled = GenerationConfig(do_sample=True, temperature=0.5)
     assert sampled.loop_key() != GenerationConfig(do_sample=True, temperature=0.6).loop_key()
-    assert GenerationConfig(eos_token_id=1, min_length=3).loop_key() != GenerationConfig(eos_token_id=1).loop_key()
+    assert (
+        GenerationConfig(eos_token_id=1, min_length=3).loop_key()
+        != GenerationConfig(eos_token_id=1).loop_key()
+    )

@@ -19,7 +19,9 @@ class Adam(Optimizer):
     num_steps: int
 
 
-def adam(rate: float | Callable[[int], float] = 0.1, *, num_steps: int, betas: tuple[float, float] = (0.9, 0.99)) -> Adam:
+def adam(
+    rate: float | Callable[[int], float] = 0.1, *, num_steps: int, betas: tuple[float, float] = (0.9, 0.99)
+) -> Adam:
     return Adam(rate, num_steps)
 
 
@@ -65,7 +67,8 @@ def read(tmp_path, monkeypatch):
 
 def test_bindings_macros_and_references(read):
     settings = read(
-        "N = 7\ntrain:\n  workdir = 'runs/x'\n  num_steps = %N\ntrain.optimizer = @adam()\nadam.rate = @constant()\n"
+        "N = 7\ntrain:\n  workdir = 'runs/x'\n  num_steps = %N\n"
+        "train.optimizer = @adam()\nadam.rate = @constant()\n"
         "constant.peak = 2\n"
     )
     bound = settings.bound("train")
@@ -84,7 +87,11 @@ def test_later_files_and_flags_win(read):
 
 
 def test_includes_are_found_beside_the_file_and_in_the_search_folders(tmp_path, monkeypatch):
-    for name, text in {"far/base.gin": GOOD, "mine/x.gin": "include 'y.gin'", "mine/y.gin": "include 'base.gin'"}.items():
+    for name, text in {
+        "far/base.gin": GOOD,
+        "mine/x.gin": "include 'y.gin'",
+        "mine/y.gin": "include 'base.gin'",
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
 
@@ -106,7 +113,9 @@ def test_a_linked_parameter_follows_unless_bound(read):
 
 
 def test_the_whole_text_reads_back_the_same(read, tmp_path):
-    settings = read(GOOD + "A = 2\ntrain.sizes = (1, %A)\ntrain.optimizer = @adam()\nadam.rate = @ramp()\nramp.peak = 1\n")
+    settings = read(
+        GOOD + "A = 2\ntrain.sizes = (1, %A)\ntrain.optimizer = @adam()\nadam.rate = @ramp()\nramp.peak = 1\n"
+    )
     flat = settings.flat(["train"])
 
     assert flat["train.sizes"] == "(1, 2)"
@@ -123,26 +132,50 @@ def test_the_whole_text_reads_back_the_same(read, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\n\ntrain.num_step = 1\n", r"unknown setting train\.num_step \(x\.gin:3\): did you mean num_steps\?"),
+        (
+            "\n\ntrain.num_step = 1\n",
+            r"unknown setting train\.num_step \(x\.gin:3\): did you mean num_steps\?",
+        ),
         ("trian.num_steps = 1\n", r"unknown name trian \(x\.gin:1\): did you mean train\?"),
         ("trian:\n  num_steps = 1\n", r"unknown name trian \(x\.gin:1\)"),
         ("train.secret = 1\n", r"unknown setting train\.secret \(x\.gin:1\)"),
         ("\ntrain.optimizer = @adm()\n", r"unknown name adm \(x\.gin:2\): did you mean adam\?"),
-        ("train.optimizer = @adam\n", r"train\.optimizer = @adam \(x\.gin:1\): write it with parentheses, @adam\(\)"),
-        ("train.optimizer = @ramp()\n", r"train\.optimizer = @ramp\(\) \(x\.gin:1\).* takes .*Optimizer \| None"),
+        (
+            "train.optimizer = @adam\n",
+            r"train\.optimizer = @adam \(x\.gin:1\): write it with parentheses, @adam\(\)",
+        ),
+        (
+            "train.optimizer = @ramp()\n",
+            r"train\.optimizer = @ramp\(\) \(x\.gin:1\).* takes .*Optimizer \| None",
+        ),
         ("train.workdir = @ramp()\n", r"train\.workdir = @ramp\(\) \(x\.gin:1\): .* it takes str"),
         ("train.num_steps = '1'\n", r"train\.num_steps = '1' \(x\.gin:1\): str does not fit; it takes int"),
-        ("train.num_steps = 1.0\n", r"train\.num_steps = 1\.0 \(x\.gin:1\): float does not fit; it takes int"),
-        ("train.num_steps = True\n", r"train\.num_steps = True \(x\.gin:1\): bool does not fit; it takes int"),
+        (
+            "train.num_steps = 1.0\n",
+            r"train\.num_steps = 1\.0 \(x\.gin:1\): float does not fit; it takes int",
+        ),
+        (
+            "train.num_steps = True\n",
+            r"train\.num_steps = True \(x\.gin:1\): bool does not fit; it takes int",
+        ),
         ("train.rate = False\n", r"train\.rate = False \(x\.gin:1\): bool does not fit; it takes float"),
         ("train.verbose = 1\n", r"train\.verbose = 1 \(x\.gin:1\): int does not fit; it takes bool"),
-        ("train.sizes = (1, 'a')\n", r"train\.sizes = \(1, 'a'\) \(x\.gin:1\): .* it takes tuple\[int, \.\.\.\]"),
+        (
+            "train.sizes = (1, 'a')\n",
+            r"train\.sizes = \(1, 'a'\) \(x\.gin:1\): .* it takes tuple\[int, \.\.\.\]",
+        ),
         ("train.dtype = 'float16'\n", r"train\.dtype = 'float16' .* it takes 'float32' or 'bfloat16'"),
         ("N = 'a'\ntrain.num_steps = %N\n", r"train\.num_steps = 'a' \(x\.gin:2\)"),
         ("train.num_steps = %N\n", r"%N \(x\.gin:1\): no line gives N a value"),
-        ("train.num_steps = %gin.REQUIRED\n", r"train\.num_steps is required \(x\.gin:1\): set it, or pass --gin_param"),
+        (
+            "train.num_steps = %gin.REQUIRED\n",
+            r"train\.num_steps is required \(x\.gin:1\): set it, or pass --gin_param",
+        ),
         ("train.num_steps = 1\n", r'train\.workdir is not set: .*--gin_param="train\.workdir=\.\.\."'),
-        (GOOD + "train.optimizer = @adam()\nadam.rate = @ramp()", r"ramp\.peak is not set, needed by adam\.rate = @ramp\(\)"),
+        (
+            GOOD + "train.optimizer = @adam()\nadam.rate = @ramp()",
+            r"ramp\.peak is not set, needed by adam\.rate = @ramp\(\)",
+        ),
         ("train.num_steps = \n", r"x\.gin:1: cannot be read"),
         ("train.workdir = 'a\n", r"x\.gin:1: cannot be read"),
         ("\n\ntrain.sizes = (1,\n", r"x\.gin:\d: cannot be read"),
@@ -162,9 +195,15 @@ def test_every_slip_is_one_line_that_says_where(read, text, message):
 @pytest.mark.parametrize(
     ("param", "message"),
     [
-        ("train.num_steps='x'", r"""train\.num_steps = 'x' \(--gin_param="train\.num_steps='x'"\): str does not fit"""),
+        (
+            "train.num_steps='x'",
+            r"""train\.num_steps = 'x' \(--gin_param="train\.num_steps='x'"\): str does not fit""",
+        ),
         ("train.nope=1", r'unknown setting train\.nope \(--gin_param="train\.nope=1"\)'),
-        ("train.workdir=runs/y", r"""cannot be read: .*; if runs/y is a text, quote it: --gin_param="train.workdir='runs/y'"""),
+        (
+            "train.workdir=runs/y",
+            r"""cannot be read: .*; if runs/y is a text, quote it: --gin_param="train.workdir='runs/y'""",
+        ),
         ("train.num_steps", r'write it as --gin_param="name\.parameter=value"'),
     ],
 )

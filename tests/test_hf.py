@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import safetensors.numpy
 
 import modelzoo
 import parallel
-from modelzoo import hf
+from modelzoo import hf, registry
 from tests import torch_files
 
 V, D, L, N = 67, 32, 3, 4
@@ -107,7 +108,7 @@ def test_from_hf(tmp_path, tensors, name):
     shapes = modelzoo.abstract_params(model)
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.shape == b.shape, params, shapes)))
-    out = model.apply({"params": params}, input_ids=jnp.zeros((1, 4), jnp.int32))
+    out: Any = model.apply({"params": params}, input_ids=jnp.zeros((1, 4), jnp.int32))
     assert out.logits.shape == (1, 4, V)
 
 
@@ -146,7 +147,7 @@ def test_rules_and_mesh_must_agree(tmp_path, tensors, monkeypatch):
         modelzoo.from_hf(folder, mesh=one, rules=parallel.make_rules(other))
     _, params = modelzoo.from_hf(folder, rules=parallel.make_rules(other))
     assert params["lm_head"]["bias"].sharding.mesh == other
-    with pytest.raises(ValueError, match="parameter lm_head/kernel .*'embed' has size 32.*fsdp=3"):
+    with pytest.raises(ValueError, match=r"parameter lm_head/kernel .*'embed' has size 32.*fsdp=3"):
         modelzoo.from_hf(folder, mesh=parallel.make_mesh(fsdp=3, devices=jax.devices()[:3]))
     monkeypatch.setattr(hf, "default_rules", None)
     with pytest.raises(ValueError, match="without rules"):
@@ -163,7 +164,7 @@ def test_dtypes(tmp_path, tensors):
     assert (model.dtype, model.param_dtype) == (jnp.bfloat16, jnp.float32)
     assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     for value in ("int8", "float99", 3):
-        with pytest.raises(ValueError, match="param_dtype = .*floating-point"):
+        with pytest.raises(ValueError, match=r"param_dtype = .*floating-point"):
             modelzoo.from_hf(folder, param_dtype=value)
 
 
@@ -238,7 +239,7 @@ def test_to_hf_takes_every_form(tmp_path, tensors, form):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_round_trip_is_bit_equal(tmp_path, dtype):
     rng = np.random.default_rng(0)
-    for cls in modelzoo.registry.get_family("gptj").classes:
+    for cls in registry.get_family("gptj").classes:
         labels = 2 if cls.task == "question_answering" else 5
         config = modelzoo.get_config("tiny-gptj", vocab_size=67, num_labels=labels)
         model = cls(config, dtype=dtype, param_dtype=dtype)
@@ -360,7 +361,7 @@ def status(field):
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 folder, stage, fsdp, tensor = sys.argv[1], *map(int, sys.argv[2:])
 mesh = parallel.make_mesh(stage=stage, fsdp=fsdp, tensor=tensor) if fsdp else None
-modelzoo.from_hf(folder + "/small", mesh=mesh)  # what a first load imports and compiles is no part of the second
+modelzoo.from_hf(folder + "/small", mesh=mesh)  # imports and compiles what a load needs
 before = status("VmRSS")
 params = jax.block_until_ready(modelzoo.from_hf(folder + "/large", mesh=mesh)[1])
 print((status("VmHWM") - before) / sum(a.nbytes for a in jax.tree.leaves(params)))

@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ def test_choose_class():
     assert choose(modelzoo.GPTJModel, model_type="gptj", architectures=["GPTJForCausalLM"]) == "GPTJModel"
     with pytest.raises(ValueError, match=r"unknown model_type 'gpt9': flaxtron has \[.*'gptj'"):
         choose(model_type="gpt9", architectures=["GPTJModel"])
-    with pytest.raises(ValueError, match="unknown architecture 'GPTJForNothing'.*GPTJForCausalLM"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'GPTJForNothing'.*GPTJForCausalLM"):
         choose(model_type="gptj", architectures=["GPTJForNothing"])
     with pytest.raises(ValueError, match="neither a known model_type nor"):
         choose()
@@ -75,15 +76,22 @@ def test_one_error_names_everything():
     with pytest.raises(ValueError, match="2 missing") as error:
         match(modelzoo.GPTJForCausalLM, refs)
     first, *rest = str(error.value).splitlines()
-    for part in (str(FOLDER), "GPTJForCausalLM", "2 unexpected", "2 wrong", "transformer.h.1.mlp.fc_in.bias"):
+    for part in (
+        str(FOLDER),
+        "GPTJForCausalLM",
+        "2 unexpected",
+        "1 wrong-shaped",
+        "1 wrong-typed",
+        "transformer.h.1.mlp.fc_in.bias",
+    ):
         assert part in first
     assert [line.strip() for line in rest] == [
         "missing: transformer.h.1.mlp.fc_in.bias",
         "missing: lm_head.bias",
         "unexpected: transformer.h.2.ln_1.weight",
         "unexpected: stranger",
-        "wrong: transformer.wte.weight is [3, 64], where the config makes it [256, 64]",
-        "wrong: transformer.ln_f.bias holds int32, where floating-point numbers belong",
+        "wrong-shaped: transformer.wte.weight is [3, 64], where the config makes it [256, 64]",
+        "wrong-typed: transformer.ln_f.bias holds int32, where floating-point numbers belong",
     ]
 
 
@@ -139,14 +147,14 @@ def test_stored_dtype():
     assert hf_match.stored_dtype([ref("bfloat16"), ref("float32")], None) == np.float32
     assert hf_match.stored_dtype([ref("float64")], None) == np.float32
     assert hf_match.stored_dtype([ref("float64")], np.dtype("bfloat16")) == np.dtype("bfloat16")
-    with pytest.raises(ValueError, match="float8_e4m3fn.*pass param_dtype"):
+    with pytest.raises(ValueError, match=r"float8_e4m3fn.*pass param_dtype"):
         hf_match.stored_dtype([ref("float8_e4m3fn")], None)
 
 
 def check(**changes):
     model = modelzoo.GPTJForQuestionAnswering(CONFIG)
     shapes = shapes_of(modelzoo.GPTJForQuestionAnswering)
-    leaves = {path: {None: np.zeros(spec.shape, np.float32)} for path, spec in shapes.items()}
+    leaves: Any = {path: {None: np.zeros(spec.shape, np.float32)} for path, spec in shapes.items()}
     for path, held in changes.items():
         key = tuple(path.split("__"))
         leaves.pop(key, None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -15,7 +16,9 @@ def lines(workdir):
 
 
 def run(workdir, first, last, **kwargs):
-    with RunLog(workdir, num_steps=20, tokens_per_step=100, log_every=5, start_step=first - 1, **kwargs) as log:
+    with RunLog(
+        workdir, num_steps=20, tokens_per_step=100, log_every=5, start_step=first - 1, **kwargs
+    ) as log:
         for step in range(first, last + 1):
             log.log(step, {"loss": jnp.float32(10 / step), "grad_norm": jnp.float32(1)})
         log.eval(last, 0.5)
@@ -29,7 +32,8 @@ def test_writes_lines_files_and_plot(tmp_path, capsys):
     assert steps == [1, 5, 10, 15, 20, 20]
     assert "loss 10.0000" in printed
     assert "perplexity 1.65" in printed
-    assert "MFU" in printed
+    assert re.search(r"[\d.]+% MFU", printed)
+    assert re.search(r"step 15/20 .* 0:00:\d\d left", printed)
     found = lines(tmp_path)
     assert [line["step"] for line in found] == steps
     last = found[-2]
@@ -52,6 +56,41 @@ def test_no_steps_at_all_still_closes(tmp_path):
     with RunLog(tmp_path, num_steps=1, tokens_per_step=1) as log:
         pass
     assert log.plot.exists()
+
+
+def test_a_loss_that_is_no_number_is_null(tmp_path):
+    with RunLog(tmp_path, num_steps=1, tokens_per_step=1) as log:
+        log.log(1, {"loss": jnp.float32(jnp.nan)})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert '"loss": null' in line
+
+
+def test_only_the_steps_that_are_shown_are_waited_for(tmp_path):
+    class Unread:
+        def __float__(self):
+            raise AssertionError("read")
+
+    with RunLog(tmp_path, num_steps=9, tokens_per_step=1, log_every=4) as log:
+        log.log(1, {"loss": 1.0})
+        log.log(2, {"loss": Unread()})
+        with pytest.raises(AssertionError, match="read"):
+            log.log(4, {"loss": Unread()})
+
+
+def test_pauses_do_not_count(tmp_path):
+    with RunLog(tmp_path, num_steps=2, tokens_per_step=100, log_every=1) as log:
+        log.log(1, {"loss": 1.0})
+        time.sleep(0.2)
+        log.pause(0.199)
+        log.log(2, {"loss": 1.0})
+    assert lines(tmp_path)[1]["tokens_per_second"] > 100 / 0.1
+
+
+def test_a_measured_peak_is_not_called_mfu(tmp_path, capsys):
+    with RunLog(tmp_path, num_steps=2, tokens_per_step=1, flops_per_token=1e3, log_every=1) as log:
+        log.log(1, {"loss": 1.0})
+        log.log(2, {"loss": 1.0})
+    assert "% of the matmul peak" in capsys.readouterr().out
 
 
 def test_model_flops_follow_palm():

@@ -1,4 +1,7 @@
-"""The host's side of a generation: what is refused, how rows are aligned and bucketed, how results are cut."""
+"""The host's side of a generation: what is refused, how rows are aligned and bucketed, how results are
+cut."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,19 +12,20 @@ from inference.prompts import bucket_length, prepare_prompts
 VOCAB, WINDOW = 50, 64
 
 
-def prepare(ids, mask=None, max_positions=WINDOW, **fields):
-    return prepare_prompts(ids, mask, GenerationConfig(**({"max_new_tokens": 8} | fields)), VOCAB, max_positions)
+def prepare(ids, mask=None, max_positions: int | None = WINDOW, **fields: Any):
+    config = GenerationConfig(**{"max_new_tokens": 8, **fields})
+    return prepare_prompts(ids, mask, config, VOCAB, max_positions)
 
 
 @pytest.mark.parametrize(
-    "ids, mask, fields, error",
+    ("ids", "mask", "fields", "error"),
     [
         ([[]], None, {}, "empty prompt"),
         ([[1, 2]], [[0, 0]], {}, "prompt 0 is empty"),
         ([1, 2, 3], None, {}, r"shape \(3,\)"),
         ([[1, 2], [3]], None, {}, "rows of different lengths"),
         ([[1.0, 2.0]], None, {}, "dtype float64"),
-        ([[1, 50]], None, {}, r"input_ids\[0, 1\] = 50: .* 0 to 49"),
+        ([[1, 50]], None, {}, r"input_ids\[0, 1\] = 50: .* ids 0 to 49"),
         ([[-1, 5]], None, {}, r"input_ids\[0, 0\] = -1"),
         ([[1, 2]], [[1, 1, 1]], {}, r"attention_mask has shape \(1, 3\)"),
         ([[1, 2, 3, 4]], [[1, 0, 1, 0]], {}, r"attention_mask\[0\] has a gap"),
@@ -45,7 +49,8 @@ def test_the_window_counts_real_tokens_not_padding():
 def test_left_and_right_padding_are_the_same_inside():
     left = prepare([[0, 0, 5, 6], [1, 2, 3, 4]], [[0, 0, 1, 1], [1, 1, 1, 1]])
     right = prepare([[5, 6, 0, 0], [1, 2, 3, 4]], [[1, 1, 0, 0], [1, 1, 1, 1]])
-    assert not left.right_padded and right.right_padded
+    assert not left.right_padded
+    assert right.right_padded
     np.testing.assert_array_equal(left.input_ids, right.input_ids)
     np.testing.assert_array_equal(left.attention_mask, right.attention_mask)
     assert left.attention_mask[:, -4:].tolist() == [[False, False, True, True], [True] * 4]
@@ -58,7 +63,8 @@ def test_mask_is_inferred_from_pad_as_transformers_does():
 
 
 def test_lengths_fall_into_few_buckets():
-    assert [bucket_length(n) for n in (1, 16, 17, 33, 64, 65, 128, 129)] == [16, 16, 32, 64, 64, 128, 128, 192]
+    buckets = {1: 16, 16: 16, 17: 32, 33: 64, 64: 64, 65: 128, 128: 128, 129: 192}
+    assert {length: bucket_length(length) for length in buckets} == buckets
     assert bucket_length(17, at_most=20) == 20
     shapes = {(p.input_ids.shape, p.num_slots) for p in (prepare([[1] * n]) for n in range(1, 17))}
     assert len(shapes) == 1
@@ -78,10 +84,14 @@ def test_seen_holds_the_row_as_passed_in():
 def test_output_keeps_left_padding_and_closes_right_padding():
     config = GenerationConfig(max_new_tokens=8, eos_token_id=9, pad_token_id=0)
     new = np.array([[7, 9, 0], [7, 8, 7]])
-    left = prepare_prompts([[0, 5], [3, 4]], [[0, 1], [1, 1]], config, VOCAB, WINDOW).output(new, None, config)
+
+    def output(ids, mask):
+        return prepare_prompts(ids, mask, config, VOCAB, WINDOW).output(new, None, config)
+
+    left = output([[0, 5], [3, 4]], [[0, 1], [1, 1]])
     assert left.sequences.tolist() == [[0, 5, 7, 9, 0], [3, 4, 7, 8, 7]]
     assert left.lengths.tolist() == [4, 5]
-    right = prepare_prompts([[5, 0], [3, 4]], [[1, 0], [1, 1]], config, VOCAB, WINDOW).output(new, None, config)
+    right = output([[5, 0], [3, 4]], [[1, 0], [1, 1]])
     assert right.sequences.tolist() == [[5, 7, 9, 0, 0], [3, 4, 7, 8, 7]]
     assert right.lengths.tolist() == [3, 5]
     assert right.sequences.dtype == right.lengths.dtype == np.int32

@@ -95,7 +95,8 @@ def test_processors_compute_in_float32_and_renormalize(logits):
 def test_seen_grows_with_every_token():
     state = history(seen=jnp.zeros((2, 4), bool)).append(jnp.array([1, 3])).append(jnp.array([1, 0]))
     assert state.seen is not None
-    assert state.step == 2 and state.seen.tolist() == [[False, True, False, False], [True, False, False, True]]
+    assert state.step == 2
+    assert state.seen.tolist() == [[False, True, False, False], [True, False, False, True]]
 
 
 def chi_square(counts, probs):

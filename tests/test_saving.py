@@ -1,9 +1,11 @@
-"""A run's state comes back as it was, on any mesh."""
+"""A run's state comes back as it was, on any mesh, and a run that was cut goes on as if it had not been."""
 
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import modelzoo
@@ -11,7 +13,8 @@ import parallel
 import train
 from train import optim
 
-MODEL = modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", vocab_size=211, n_embd=32, attn_pdrop=0.1))
+CONFIG = modelzoo.get_config("tiny-gptj", vocab_size=211, n_embd=32, attn_pdrop=0.1)
+MODEL = modelzoo.GPTJForCausalLM(CONFIG)
 OPTIMIZER = optim.adamw(learning_rate=1e-2)
 
 
@@ -25,69 +28,154 @@ def rules_of(**axes):
 
 
 def canonical(state):
-    # What every layout shares: parameters and moments at their true sizes.
-    from parallel.checkpoint import canonical
+    """Everything a state holds, at its true size, on the host."""
+    unpad = [
+        parallel.unpad_params(tree, MODEL) for tree in (state.params, state.opt_state.mu, state.opt_state.nu)
+    ]
+    return jax.tree.map(
+        np.asarray, (*unpad, state.opt_state.count, state.step, jax.random.key_data(state.rng))
+    )
 
-    return jax.tree.map(np.asarray, canonical((state.params, state.opt_state, state.step), MODEL))
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, canonical(a), canonical(b))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """(workdir, the state) after two steps on a mesh that pads the vocabulary."""
+def run(tmp_path_factory):
+    """(workdir, the states after steps 0 to 4): saved every 2 steps on a mesh that pads the vocabulary."""
     workdir = tmp_path_factory.mktemp("run")
     rules = rules_of(data=2, fsdp=2, tensor=2)
     state = train.init_state(MODEL, OPTIMIZER, rules=rules, rng=jax.random.key(1))
     step = train.make_train_step(MODEL, OPTIMIZER, rules=rules)
-    with train.Saver(workdir, every=2, keep=2) as saver:
-        for at in (1, 2):
+    states = [jax.tree.map(jnp.copy, state)]
+    texts = {"config.gin": "x = 1\n"}
+    with train.Saver(workdir, model=MODEL, every=2, keep=2, texts=texts) as saver:
+        assert saver.latest_step() is None
+        for at in (1, 2, 3, 4):
             state, _ = step(state, batch(at))
-            wrote = saver.maybe_save(at, state, {"position": at}, texts={"config.gin": "x = 1"}, model=MODEL)
-            assert wrote == (at == 2)
-        assert not saver.maybe_save(2, state, {}, texts={}, model=MODEL, force=True)  # it is there already
-    return workdir, state
+            states.append(jax.tree.map(jnp.copy, state))
+            # `state` is overwritten by the next step while this is being written.
+            assert saver.maybe_save(at, state, {"position": at}) == (at % 2 == 0)
+        assert not saver.maybe_save(4, state, force=True)  # it is being saved already
+    return workdir, states
 
 
 @pytest.mark.parametrize("axes", [None, {"tensor": 4, "data": 2}, {"fsdp": 8}])
-def test_restores_on_any_mesh(saved, axes):
-    workdir, state = saved
+def test_restores_on_any_mesh(run, axes):
+    workdir, states = run
     rules = None if axes is None else rules_of(**axes)
     target = train.abstract_state(MODEL, OPTIMIZER, rules=rules)
-    restored, extra = train.Saver(workdir, every=2).restore(MODEL, target)
-    assert extra == {"position": 2}
-    jax.tree.map(np.testing.assert_array_equal, canonical(restored), canonical(state))
-    assert jax.random.key_data(restored.rng).tolist() == jax.random.key_data(state.rng).tolist()
+    with train.Saver(workdir, model=MODEL, every=2) as saver:
+        for step in (2, 4):
+            restored, extra = saver.restore(target, step)
+            assert extra == {"position": step}
+            assert_same(restored, states[step])
+        assert saver.restore(target)[0].step == 4
     if rules is not None:
-        assert all(jax.tree.leaves(jax.tree.map(lambda a, t: a.sharding == t.sharding, restored, target)))
+        assert jax.tree.all(jax.tree.map(lambda a, t: a.sharding == t.sharding, restored, target))
 
 
-def test_going_on_is_bit_identical(saved):
-    workdir, _ = saved
+def test_cut_and_resumed_is_the_run_that_was_not_cut(run):
+    workdir, states = run
     rules = rules_of(data=2, fsdp=2, tensor=2)
     step = train.make_train_step(MODEL, OPTIMIZER, rules=rules)
-    whole = train.init_state(MODEL, OPTIMIZER, rules=rules, rng=jax.random.key(1))
-    for at in (1, 2, 3):
-        whole, want = step(whole, batch(at))
-    resumed, _ = train.Saver(workdir, every=2).restore(MODEL, train.abstract_state(MODEL, OPTIMIZER, rules=rules))
-    resumed, got = step(resumed, batch(3))
-    assert float(got["loss"]) == float(want["loss"])
-    jax.tree.map(np.testing.assert_array_equal, canonical(resumed), canonical(whole))
+    with train.Saver(workdir, model=MODEL, every=2) as saver:
+        state, _ = saver.restore(train.abstract_state(MODEL, OPTIMIZER, rules=rules), 2)
+    for at in (3, 4):
+        state, _ = step(state, batch(at))
+        assert_same(state, states[at])
 
 
-def test_the_folder_says_what_it_holds(saved):
-    workdir, _ = saved
-    folder = workdir / "checkpoints" / "2"
+def test_the_folder_says_what_it_holds(run):
+    workdir, _ = run
+    folder = parallel.latest_checkpoint(workdir)
+    assert folder == workdir / "checkpoints" / "4"
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["GPTJForCausalLM"]
-    assert modelzoo.GPTJConfig.from_hf(config) == MODEL.config
-    assert (folder / "config.gin").read_text() == "x = 1"
+    assert modelzoo.GPTJConfig.from_hf(config) == CONFIG
+    assert (folder / "config.gin").read_text() == "x = 1\n"
 
 
-def test_errors(saved, tmp_path):
-    workdir, state = saved
-    with pytest.raises(OSError, match="no checkpoint to restore"):
-        train.Saver(tmp_path, every=1).restore(MODEL, state)
-    with pytest.raises(OSError, match="no such checkpoint"):
-        train.Saver(workdir, every=1).restore(MODEL, state, step=7)
-    sgd = train.abstract_state(MODEL, optim.adamw(learning_rate=1e-2).__class__(*optim.optax.sgd(0.1, 0.9)))
-    with pytest.raises(ValueError, match="opt_state of another architecture"):
-        train.Saver(workdir, every=1).restore(MODEL, sgd)
+def test_inference_reads_the_parameters_alone(run):
+    workdir, states = run
+    params = parallel.restore_params(workdir, MODEL)
+    expected = parallel.unpad_params(states[4].params, MODEL)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A state on one device."""
+    return train.init_state(MODEL, OPTIMIZER)
+
+
+def test_keeps_the_newest(small, tmp_path):
+    with train.Saver(tmp_path, model=MODEL, every=1, keep=2) as saver:
+        for at in (1, 2, 3, 10):
+            assert saver.maybe_save(at, small)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "3"]
+
+
+def test_an_unfinished_folder_is_set_aside_and_hinders_nothing(small, tmp_path):
+    torn = tmp_path / "checkpoints" / "7" / "params"
+    torn.mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"checkpoints/7 is unfinished: set aside as 7\.unfinished"):
+        saver = train.Saver(tmp_path, model=MODEL, every=1, keep=1)
+    with saver:
+        assert saver.latest_step() is None
+        saver.maybe_save(5, small)
+        saver.maybe_save(6, small)
+    assert parallel.latest_checkpoint(tmp_path).name == "6"
+
+
+def test_a_restored_key_keeps_its_kind(tmp_path):
+    state = train.init_state(MODEL, OPTIMIZER, rng=jax.random.key(3, impl="rbg"))
+    with train.Saver(tmp_path, model=MODEL, every=1) as saver:
+        saver.maybe_save(1, state)
+        saver._manager.wait_until_finished()
+        restored, _ = saver.restore(state)
+    assert restored.rng.dtype == state.rng.dtype
+    assert jnp.array_equal(jax.random.key_data(restored.rng), jax.random.key_data(state.rng))
+
+
+def test_errors(run, small, tmp_path):
+    workdir, _ = run
+    with (
+        train.Saver(tmp_path, model=MODEL, every=1) as saver,
+        pytest.raises(OSError, match="no checkpoint in"),
+    ):
+        saver.restore(small)
+    with train.Saver(workdir, model=MODEL, every=1) as saver:
+        with pytest.raises(OSError, match="no checkpoint of step 7"):
+            saver.restore(small, step=7)
+        sgd = train.abstract_state(MODEL, optax.sgd(0.1, momentum=0.9))
+        with pytest.raises(
+            ValueError, match=r"not a checkpoint of GPTJForCausalLM with this optimizer: .*missing"
+        ):
+            saver.restore(sgd)
+    wider = modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", vocab_size=211, n_embd=32, n_inner=48))
+    with (
+        train.Saver(workdir, model=wider, every=1) as saver,
+        pytest.raises(ValueError, match=r"mlp/fc_in/kernel is \(2, 32, 128\), not \(2, 32, 48\)"),
+    ):
+        saver.restore(train.abstract_state(wider, OPTIMIZER))
+    for wrong in ({"every": 0}, {"every": 1, "keep": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            train.Saver(tmp_path, model=MODEL, **wrong)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write checkpoints to"):
+        train.Saver(tmp_path / "file", model=MODEL, every=1)
+
+
+def test_a_save_that_fails_says_so(small, tmp_path):
+    saver = train.Saver(tmp_path, model=MODEL, every=1)
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    (tmp_path / "checkpoints").write_text("a file where the folder was")
+
+    def save():
+        with saver:
+            saver.maybe_save(1, small)
+
+    with pytest.raises(OSError, match=r"saving .* failed"):
+        save()

@@ -103,7 +103,7 @@ def test_renames_and_ignored():
     ids=lambda cls: cls.__name__,
 )
 def test_every_class_is_covered_by_its_table(cls):
-    """`bind` asserts that each parameter has its row; here also that no tensor occurs twice and nothing is ignored."""
+    """`bind` asserts that each parameter has its row; here also that no name is twice or ignored."""
     family = next(family for family in registry.FAMILIES.values() if cls in family.classes)
     preset = next(config for name, config in family.presets.items() if name.startswith("tiny"))
     model = cls(preset)

@@ -1,8 +1,10 @@
-"""Training: data, one compiled step, losses, optimizers, checkpoints, metrics. `python -m train` is the entry.
+"""Training: data, one compiled step, losses, optimizers, checkpoints, metrics.
 
     state = train.init_state(model, optimizer, mesh=mesh)
     step = train.make_train_step(model, optimizer, mesh=mesh)
     state, metrics = step(state, batch)
+
+`python -m train` is the entry.
 """
 
 import importlib

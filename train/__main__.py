@@ -5,9 +5,8 @@ parse -> check -> data -> model -> state (new or restored) -> steps (log, evalua
 
 import dataclasses
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +31,12 @@ class Flags:
     """A setting that wins over the files. Texts keep their quotes: --gin_param="data.path='my/texts'"."""
 
 
-def main() -> None:
-    """Reads the flags and trains."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Reads the flags (those of the command line if `args` is None) and trains."""
     flags = tyro.cli(
         tyro.conf.configure(tyro.conf.OmitArgPrefixes)(Flags),
         prog="python -m train",
+        args=args,
         description=_help(),
         use_underscores=True,
     )
@@ -50,53 +50,29 @@ def train(experiment: Experiment) -> None:
     """Runs an experiment to its last step, from its newest checkpoint if it has one.
 
     Args:
-        experiment: what to train; its workdir receives checkpoints/STEP/, metrics.jsonl, TensorBoard events, config.gin
-            and the loss curve.
+        experiment: what to train; its workdir receives checkpoints/STEP/, metrics.jsonl, TensorBoard events,
+            config.gin and the loss curve.
 
     Raises:
         ValueError: the experiment does not fit the devices, the data or the checkpoint that is there.
         OSError: a folder cannot be read or written.
     """
-    # What can be wrong is found before anything slow: mesh, folder, an earlier run in it.
-    run = experiment.run
-    rules = experiment.make_rules()
-    experiment.check_workdir()
-    workdir = Path(run.workdir)
-    for binding in experiment.unused():
-        say(f"note: {binding} has no effect on this run")
-
     import jax
 
     import modelzoo
     import parallel
-    from train import metrics, saving, state, step
+    from parallel import checkpoint
     from train.data import batches as text
     from train.data.tokens import prepare_tokens
+    from train.metrics import RunLog, flops_per_token
+    from train.saving import Saver
+    from train.state import abstract_state, init_state
+    from train.step import make_eval_step, make_train_step
 
-    saver = saving.Saver(workdir, every=run.checkpoint_every, keep=run.keep_checkpoints)
-    start = saver.latest_step() or 0
-    if start:
-        experiment.check_resume(workdir / "checkpoints" / str(start))
-    if start >= run.num_steps:
-        say(f"{run.workdir} is complete: step {start} of {run.num_steps}")
-        return
-
-    # Data: tokens on disk, then batches whose order follows from (seed, step) alone.
-    tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
-    check_end_of_text(experiment, tokens)
-    say(
-        f"data: {tokens.manifest['documents']} documents, {len(tokens.train):,} tokens to train on, "
-        f"{len(tokens.validation):,} held out ({tokens.folder})"
-    )
-    sizes = dict(sequence_length=run.sequence_length, global_batch_size=run.global_batch_size)
-    shard = text.batch_shard(parallel.batch_sharding(rules), run.global_batch_size)
-    batches = iter(text.train_batches(tokens.train, seed=run.seed, shard=shard, **sizes))
-
-    # Model, optimizer and the compiled steps.
-    model, optimizer = experiment.model, experiment.optimizer
-    mesh = ", ".join(f"{axis} {size}" for axis, size in rules.mesh.shape.items() if size > 1) or "one device"
-    say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters on {mesh}")
-    train_step = step.make_train_step(
+    # What can be wrong is found before anything slow: mesh, model, folder, an earlier run in it.
+    run, workdir = experiment.run, Path(experiment.run.workdir)
+    rules, model, optimizer = experiment.make_rules(), experiment.model, experiment.optimizer
+    train_step = make_train_step(
         model,
         optimizer,
         rules=rules,
@@ -105,56 +81,81 @@ def train(experiment: Experiment) -> None:
         accumulate=run.accumulate,
         learning_rate=experiment.learning_rate,
     )
-    eval_step = step.make_eval_step(model, rules=rules)
+    eval_step = make_eval_step(model, rules=rules)
+    experiment.check_workdir()
+    folder = workdir / checkpoint.CHECKPOINTS
+    start = max(checkpoint.finished_steps(folder), default=0)
+    if start:
+        experiment.check_resume(folder / str(start))
+    if start >= run.num_steps:
+        say(f"complete: {workdir} is at step {start} of {run.num_steps}; train.num_steps takes it further")
+        return
+    for binding in experiment.unused():
+        say(f"note: {binding} has no effect on this run")
+    mesh = ", ".join(f"{axis} {size}" for axis, size in rules.mesh.shape.items() if size > 1) or "one device"
+    say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters, {run.dtype}, on {mesh}")
+
+    # Data: tokens on disk, then batches whose order follows from (seed, step) alone.
+    tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
+    check_end_of_text(experiment, tokens)
+    say(
+        f"data: {tokens.manifest['documents']:,} documents, {len(tokens.train):,} tokens to train on and "
+        f"{len(tokens.validation):,} held out, in {tokens.folder}"
+    )
+    shard = text.batch_shard(parallel.batch_sharding(rules), run.global_batch_size)
+    sizes: Any = dict(
+        sequence_length=run.sequence_length, global_batch_size=run.global_batch_size, shard=shard
+    )
+    batches = iter(text.train_batches(tokens.train, seed=run.seed, **sizes))
 
     def evaluate(params: Any) -> float | None:
-        held_out = text.validation_batches(tokens.validation, max_batches=run.eval_batches, shard=shard, **sizes)
+        held_out = text.validation_batches(tokens.validation, max_batches=run.eval_batches, **sizes)
         sums = [eval_step(params, batch) for batch in held_out]
         if not sums:
             return None
-        return float(sum(s["loss_sum"] for s in sums)) / int(sum(s["tokens"] for s in sums))
+        return sum(float(s["loss_sum"]) for s in sums) / sum(int(s["tokens"]) for s in sums)
 
-    # State: restored with the position in the data, or new.
+    texts = {"config.gin": experiment.text, "tokenizer.json": tokens.tokenizer_file.read_text()}
+    saver = Saver(workdir, model=model, every=run.checkpoint_every, keep=run.keep_checkpoints, texts=texts)
+
+    # State: that of the newest checkpoint with its place in the data, or a new one.
     if start:
-        current, extra = saver.restore(model, state.abstract_state(model, optimizer, rules=rules))
-        check_same_data(extra, tokens, experiment)
+        state, extra = saver.restore(abstract_state(model, optimizer, rules=rules))
+        check_same_data(experiment, tokens, extra)
         batches.set_state(extra["batches"])
         say(f"going on from step {start} of {run.num_steps}")
     else:
-        current = state.init_state(model, optimizer, rules=rules, rng=jax.random.key(run.seed))
+        state = init_state(model, optimizer, rules=rules, rng=jax.random.key(run.seed))
+    (workdir / "config.gin").write_text(experiment.text)
 
-    texts = {"config.gin": experiment.text, "tokenizer.json": tokens.tokenizer_file.read_text()}
-    for name, content in texts.items():
-        (workdir / name).write_text(content)
-
-    def save(at: int, force: bool = False) -> None:
-        extra = {"batches": batches.get_state(), "fingerprint": tokens.manifest["fingerprint"]}
-        saver.maybe_save(at, current, extra, texts=texts, model=model, force=force)
-
-    log = metrics.RunLog(
+    # The loop. Nothing in it waits for the device but a line of the log, an evaluation and a checkpoint.
+    log = RunLog(
         workdir,
         num_steps=run.num_steps,
         tokens_per_step=run.global_batch_size * run.sequence_length,
-        flops_per_token=metrics.flops_per_token(model, run.sequence_length),
+        flops_per_token=flops_per_token(model, run.sequence_length),
         log_every=run.log_every,
         start_step=start,
     )
-    with StopRequest() as stop, log, saver:
+    with log, saver, StopRequest() as stop:
         for at in range(start + 1, run.num_steps + 1):
-            current, measured = train_step(current, next(batches))
-            log.log(at, measured)
-            last = at == run.num_steps
-            if last or (run.eval_every and at % run.eval_every == 0):
-                loss = evaluate(current.params)
-                if loss is not None:
-                    log.eval(at, loss)
-            save(at, force=last or stop.requested)
-            if stop.requested:
+            state, metrics = train_step(state, next(batches))
+            log.log(at, metrics)
+            done = at == run.num_steps
+            paused = time.perf_counter()
+            if (done or at % (run.eval_every or run.num_steps) == 0) and (
+                loss := evaluate(state.params)
+            ) is not None:
+                log.eval(at, loss)
+            extra = {"batches": batches.get_state(), "fingerprint": tokens.manifest["fingerprint"]}
+            saver.maybe_save(at, state, extra, force=done or stop.requested)
+            log.pause(time.perf_counter() - paused)
+            if stop.requested and not done:
                 break
-    if stop.requested and not last:
-        say(f"stopped at step {at}, saved; run the same command again to go on")
+    if not done:
+        say(f"stopped at step {at} and saved: run the same command again to go on")
         raise SystemExit(stop.exit_code)
-    say(f"files: {workdir}\nplot: {log.plot}\nmodel: {workdir}/checkpoints/{run.num_steps}")
+    say(f"done: step {at}\n  files  {workdir}\n  model  {folder / str(at)}\n  plot   {log.plot}")
 
 
 def check_end_of_text(experiment: Experiment, tokens: "TokenData") -> None:
@@ -168,13 +169,13 @@ def check_end_of_text(experiment: Experiment, tokens: "TokenData") -> None:
         )
 
 
-def check_same_data(extra: dict[str, Any], tokens: "TokenData", experiment: Experiment) -> None:
+def check_same_data(experiment: Experiment, tokens: "TokenData", extra: dict[str, Any]) -> None:
     """Checks that a checkpoint was trained on these tokens."""
     if extra["fingerprint"] != tokens.manifest["fingerprint"] and not experiment.run.allow_changes:
         raise ValueError(
             f"data.path = {tokens.manifest['path']!r}: the text has changed since the checkpoint in "
-            f"{experiment.run.workdir} was written; bring the old text back, choose another train.workdir, or go on with "
-            'the new one by --gin_param="train.allow_changes=True"'
+            f"{experiment.run.workdir} was written; bring the old text back, choose another train.workdir, "
+            'or go on with the new one by --gin_param="train.allow_changes=True"'
         )
 
 
@@ -196,9 +197,10 @@ def _help() -> str:
             "  python -m train --gin_file=configs/quickstart.gin",
             "  python -m train --gin_file=quickstart.gin --gin_param=\"data.path='my/texts'\" \\",
             "                  --gin_param=\"train.workdir='runs/mine'\"",
-            "  python -m train --gin_file=quickstart.gin --gin_file=parallel/fsdp.gin --gin_param=train.num_steps=500",
+            "  python -m train --gin_file=quickstart.gin --gin_file=parallel/fsdp.gin \\",
+            "                  --gin_param=train.num_steps=500",
             "",
-            "settings (also: the model's by family, as GPTJ.n_layer; mesh.AXIS; rules.AXIS; the optimizer's, as adamw.b2):",
+            "settings (also: the model's by family, as GPTJ.n_layer; mesh.AXIS; rules.AXIS; adamw.b2 ...):",
             *(f"  {line}" for line in lines),
         )
     )

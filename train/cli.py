@@ -1,4 +1,4 @@
-"""What the command lines of this package share: help, one-line errors, and a Ctrl-C that ends a step first."""
+"""What the command lines of this package share: help, one-line errors, a Ctrl-C that ends a step first."""
 
 import contextlib
 import inspect
@@ -14,15 +14,17 @@ from typing import Any
 
 from train.gin_files import Name, show_type
 
-_OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package in ("modelzoo", "parallel", "train"))
+_OURS = tuple(
+    str(Path(__file__).resolve().parent.parent / package) for package in ("modelzoo", "parallel", "train")
+)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns an error that is the user's to mend into one line and exit code 2.
 
-    These are OSError, and ValueError raised by our own code. Anything else is a defect and keeps its traceback, as does
-    everything if FLAXTRON_TRACEBACK is set.
+    These are OSError, and ValueError raised by our own code. Anything else is a defect and keeps its
+    traceback, as does everything if FLAXTRON_TRACEBACK is set.
     """
     try:
         yield
@@ -81,7 +83,9 @@ class StopRequest:
         self.requested, self.exit_code = False, 0
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *exception: object) -> None:

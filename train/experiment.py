@@ -1,7 +1,7 @@
 """What the gin files of a run describe, checked: its settings, and the model, mesh and optimizer they build.
 
-Only entry points use this module. Everything here is quick and allocates no arrays; what a user can get wrong is found here,
-before text is tokenised or a step compiled.
+Only entry points use this module. Everything here is quick and allocates no arrays; what a user can get wrong
+is found here, before text is tokenised or a step compiled.
 """
 
 import dataclasses
@@ -15,11 +15,10 @@ from train.data.tokens import prepare_tokens
 from train.gin_files import Name, Settings
 
 if TYPE_CHECKING:
-    import jax
     import optax
 
-    import modelzoo
     import parallel
+    from modelzoo import Model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """Where the shipped gin files are: `include 'quickstart.gin'` finds them from anywhere."""
@@ -41,9 +40,9 @@ class Run:
         num_steps: steps to train, counted from the start of the run.
         global_batch_size: B, sequences in a step over all devices.
         sequence_length: T, tokens in a sequence.
-        model_class: such as "GPTJForCausalLM"; its config's fields are set by family, as in `GPTJ.n_layer = 6`.
+        model_class: such as "GPTJForCausalLM"; its config's fields are set by family, as `GPTJ.n_layer = 6`.
         optimizer: such as @adamw().
-        preset: the config that the family's fields start from, such as "gpt-j-6b"; None is the family's defaults.
+        preset: the config that the family's fields start from, such as "gpt-j-6b"; None is their defaults.
         seed: of the parameters, the order of the data and dropout.
         accumulate: parts of the batch that are computed one after another to save memory.
         dtype: what the step computes in; parameters and optimizer state stay float32.
@@ -87,7 +86,8 @@ class Run:
             raise ValueError(f"train.seed = {self.seed}: it is below 2**32")
         if self.global_batch_size % self.accumulate:
             raise ValueError(
-                f"train.global_batch_size = {self.global_batch_size}: accumulate = {self.accumulate} does not divide it"
+                f"train.global_batch_size = {self.global_batch_size}: accumulate = {self.accumulate} does "
+                "not divide it"
             )
 
 
@@ -131,7 +131,7 @@ class Experiment:
         return next(name for name, family in _families().items() if model_class in family.classes)
 
     @functools.cached_property
-    def model(self) -> "modelzoo.Model":
+    def model(self) -> "Model":
         """The model, nothing allocated."""
         import jax.numpy as jnp
 
@@ -147,11 +147,13 @@ class Experiment:
 
     @property
     def learning_rate(self) -> Any:
-        """The optimizer's learning rate or schedule, to report it; None where the optimizer has none to set."""
+        """The optimizer's learning rate or schedule, to report it; None where it has none to set."""
         (name,) = self.settings.used(["train"])[1:2] or ("train",)
-        return self.settings.bound(name).get("learning_rate", self.settings.names[name].defaults.get("learning_rate"))
+        return self.settings.bound(name).get(
+            "learning_rate", self.settings.names[name].defaults.get("learning_rate")
+        )
 
-    def make_rules(self, devices: "Sequence[jax.Device] | None" = None) -> "parallel.Rules":
+    def make_rules(self, devices: Sequence[Any] | None = None) -> "parallel.Rules":
         """The mesh and its rules, checked against the model and the batch.
 
         Args:
@@ -164,13 +166,15 @@ class Experiment:
 
         mesh = parallel.make_mesh(**self.settings.bound("mesh"), devices=devices)
         rules = parallel.make_rules(mesh, **self.settings.bound("rules"))
-        parallel.param_shardings(self.model, rules)  # heads, widths and layers divide, and nothing large is replicated
+        parallel.param_shardings(
+            self.model, rules
+        )  # heads, widths and layers divide, and nothing large is replicated
         shards = rules.num_shards("act_batch")
         if (self.run.global_batch_size // self.run.accumulate) % shards:
             parts = f" / accumulate = {self.run.accumulate}" if self.run.accumulate > 1 else ""
             raise ValueError(
-                f"train.global_batch_size = {self.run.global_batch_size}{parts} does not divide over the {shards} devices "
-                "that share the batch (mesh data x fsdp)"
+                f"train.global_batch_size = {self.run.global_batch_size}{parts} does not divide over the "
+                f"{shards} devices that share the batch (mesh data x fsdp)"
             )
         return rules
 
@@ -210,7 +214,9 @@ class Experiment:
                 pass
         except OSError as error:
             where = self.settings.where("train.workdir")
-            raise OSError(f"train.workdir = {self.run.workdir!r}{where}: cannot write there: {error.strerror}") from None
+            raise OSError(
+                f"train.workdir = {self.run.workdir!r}{where}: cannot write there: {error.strerror}"
+            ) from None
 
     def check_resume(self, checkpoint: Path) -> None:
         """Checks that a checkpoint of the run's folder is of this run.
@@ -219,15 +225,19 @@ class Experiment:
             checkpoint: its folder.
 
         Raises:
-            ValueError: it is of another model, or of other settings and `train.allow_changes` is off; all differences
-                are listed.
+            ValueError: it is of another model, or of other settings and `train.allow_changes` is off; all
+                differences are listed.
         """
         file = checkpoint / "config.gin"
         if not file.is_file():
             return
         lines = (line.partition(" = ") for line in file.read_text().splitlines() if not line.startswith("#"))
         saved = {key: value for key, _, value in lines if key}
-        changed = [key for key in {**saved, **self.flat} if saved.get(key) != self.flat.get(key) and not _is_free(key)]
+        changed = [
+            key
+            for key in {**saved, **self.flat}
+            if saved.get(key) != self.flat.get(key) and not _is_free(key)
+        ]
         model = [key for key in changed if key == "train.model_class" or key.startswith(f"{self.family}.")]
         if "train.model_class" in model:
             model = ["train.model_class"]
@@ -263,7 +273,8 @@ class Experiment:
         where = self.settings.where("train.sequence_length")
         if limit is not None and self.run.sequence_length > limit:
             raise ValueError(
-                f"train.sequence_length = {self.run.sequence_length}{where} is past the {limit} positions of the model"
+                f"train.sequence_length = {self.run.sequence_length}{where} is past the {limit} positions "
+                "of the model"
             )
 
 

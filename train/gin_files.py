@@ -1,11 +1,12 @@
-"""Reads gin files strictly: an unknown name, a missing value or a wrong type stops the program, naming file and line.
+"""Reads gin files strictly: what is unknown, missing or of a wrong type is an error that names the line.
 
-Only entry points use this module; nothing else in flaxtron knows gin. gin-config's own parser, macros and references do the
-work (https://github.com/google/gin-config). What is added: every binding remembers where it was made, its value is checked
-against the annotation of the parameter it sets, and all of it happens before the program does anything else.
+Only entry points use this module; nothing else in flaxtron knows gin. gin-config's own parser, macros and
+references do the work (https://github.com/google/gin-config). What is added: every binding remembers where it
+was made, its value is checked against the annotation of the parameter it sets, and all of that happens before
+the program does anything else.
 
-Departures from plain gin: `include` also looks beside the including file; references are written with parentheses, as in
-`train.optimizer = @adamw()`; `import` statements and scopes are refused.
+Departures from plain gin: `include` also looks beside the including file; references are written with
+parentheses, as in `train.optimizer = @adamw()`; `import` statements and scopes are refused.
 """
 
 import collections.abc
@@ -24,7 +25,7 @@ from typing import Any
 
 import gin
 import typeguard
-from gin import config_parser
+from gin import config, config_parser
 
 _MODULE = "flaxtron"
 """gin keeps each name under a module; ours is left out everywhere a user looks."""
@@ -48,7 +49,9 @@ class Name:
     def defaults(self) -> dict[str, Any]:
         """Parameters that gin may set, with their defaults; `inspect.Parameter.empty` where there is none."""
         named = {p.name: p for p in inspect.signature(self.target).parameters.values()}
-        found = {n: p.default for n, p in named.items() if p.kind is not p.VAR_KEYWORD and n not in self.hidden}
+        found = {
+            n: p.default for n, p in named.items() if p.kind is not p.VAR_KEYWORD and n not in self.hidden
+        }
         return found | {n: None for n in self.hints if n not in found}
 
     @functools.cached_property
@@ -78,11 +81,11 @@ class Settings:
         gin_files: read in order; a later binding wins.
         gin_params: "name.parameter=value" each; they win over the files.
         search: folders in which files are looked for, beside the working folder and the including file's.
-        linked: {parameter: "name.parameter"}: a parameter of that name which nothing binds takes that setting's value.
+        linked: {parameter: "name.parameter"}: a parameter so called takes that setting's value unless bound.
 
     Raises:
-        ValueError: an unknown name or parameter, a value of the wrong type, a required value that is missing, or a line
-            that gin cannot read; the binding, the file and the line are named.
+        ValueError: an unknown name or parameter, a value of the wrong type, a macro without a value, or a
+            line that gin cannot read; binding, file and line are named.
         OSError: a file is not there.
     """
 
@@ -132,7 +135,7 @@ class Settings:
         return ValueError(message + self.where(key))
 
     def require(self, name: str, where: str = "") -> None:
-        """Checks that every parameter of `name` without a default is bound, and those of all that it refers to.
+        """Checks that parameters of `name` without a default are bound, and those of all it refers to.
 
         Raises:
             ValueError: one is not.
@@ -141,7 +144,9 @@ class Settings:
             key = f"{name}.{parameter}"
             if key not in self.bindings and default is inspect.Parameter.empty:
                 needed = f", needed by {where}" if where else ""
-                raise ValueError(f'{key} is not set{needed}: add it to the gin file or pass --gin_param="{key}=..."')
+                raise ValueError(
+                    f'{key} is not set{needed}: add it to the gin file or pass --gin_param="{key}=..."'
+                )
         for reference, place in self._references(name):
             self.require(reference, place)
 
@@ -152,7 +157,9 @@ class Settings:
             seen.extend(reference for reference, _ in self._references(name) if reference not in seen)
         return seen
 
-    def flat(self, names: Sequence[str], known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    def flat(
+        self, names: Sequence[str], known: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, str]:
         """Every setting of some names as gin text.
 
         Args:
@@ -194,7 +201,9 @@ class Settings:
             self._read(param, lambda _: where, [])
         except ValueError as error:
             if "cannot be read" in str(error) and value.strip()[:1].isalpha():
-                hint = f"if {value.strip()} is a text, quote it: --gin_param=\"{key.strip()}='{value.strip()}'\""
+                hint = (
+                    f"if {value.strip()} is a text, quote it: --gin_param=\"{key.strip()}='{value.strip()}'\""
+                )
                 raise ValueError(f"{error}; {hint}") from None
             raise
 
@@ -214,7 +223,9 @@ class Settings:
         binding = Binding(statement.value, where)
         if statement.scope:
             key = f"{statement.scope}/{statement.selector}.{statement.arg_name}"
-            raise ValueError(f"{key} ({where}): scopes are not used here; name the setting without {statement.scope}/")
+            raise ValueError(
+                f"{key} ({where}): scopes are not used here; name the setting without {statement.scope}/"
+            )
         if not statement.arg_name:
             self._macros[statement.selector] = binding
             gin.bind_parameter((statement.selector, "gin.macro", "value"), binding.value)
@@ -224,7 +235,8 @@ class Settings:
         if parameter not in self.names[name].defaults:
             known = list(self.names[name].defaults)
             raise ValueError(
-                f"unknown setting {name}.{parameter} ({where}): {_meant(parameter, known)}{name} has {', '.join(known)}"
+                f"unknown setting {name}.{parameter} ({where}): {_meant(parameter, known)}{name} has "
+                f"{', '.join(known)}"
             )
         self.bindings[f"{name}.{parameter}"] = binding
         gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), binding.value)
@@ -232,7 +244,12 @@ class Settings:
     def _link(self, parameter: str, source: str) -> None:
         for name, entry in self.names.items():
             key = f"{name}.{parameter}"
-            if key != source and parameter in entry.defaults and key not in self.bindings and source in self.bindings:
+            if (
+                key != source
+                and parameter in entry.defaults
+                and key not in self.bindings
+                and source in self.bindings
+            ):
                 self.bindings[key] = self.bindings[source]
                 self.linked.add(key)
                 gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), self.bindings[source].value)
@@ -245,17 +262,25 @@ class Settings:
         if value is gin.REQUIRED:
             raise ValueError(f'{key} is required ({binding.where}): set it, or pass --gin_param="{key}=..."')
         if not self._fits(value, hint):
-            kind = f"{value!r}" if isinstance(value, gin.config.ConfigurableReference) else type(value).__name__
-            if isinstance(value, gin.config.ConfigurableReference) and not value.evaluate:
-                raise ValueError(f"{key} = {value!r} ({binding.where}): write it with parentheses, {value!r}()")
-            raise ValueError(f"{key} = {value!r} ({binding.where}): {kind} does not fit; it takes {show_type(hint)}")
+            kind = f"{value!r}" if isinstance(value, config.ConfigurableReference) else type(value).__name__
+            if isinstance(value, config.ConfigurableReference) and not value.evaluate:
+                raise ValueError(
+                    f"{key} = {value!r} ({binding.where}): write it with parentheses, {value!r}()"
+                )
+            raise ValueError(
+                f"{key} = {value!r} ({binding.where}): {kind} does not fit; it takes {show_type(hint)}"
+            )
 
     def _fits(self, value: Any, hint: Any) -> bool:
-        members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        if isinstance(value, gin.config.ConfigurableReference):
+        members = (
+            typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        )
+        if isinstance(value, config.ConfigurableReference):
             result = self.names[value.selector.removeprefix(f"{_MODULE}.")].result
             return value.evaluate and any(_gives(result, member) for member in members)
-        if isinstance(value, bool) and not any(m in (bool, Any) or typing.get_origin(m) is typing.Literal for m in members):
+        if isinstance(value, bool) and not any(
+            m in (bool, Any) or typing.get_origin(m) is typing.Literal for m in members
+        ):
             return False  # to Python a bool is an int; to a config it is a slip
         try:
             typeguard.check_type(
@@ -272,9 +297,9 @@ class Settings:
                 return type(value)(self._plain(item, where) for item in value)
             case dict():
                 return {key: self._plain(item, where) for key, item in value.items()}
-            case gin.config.ConfigurableReference(selector="gin.constant"):
+            case config.ConfigurableReference(selector="gin.constant"):
                 return value.scoped_configurable_fn()
-            case gin.config.ConfigurableReference(selector="gin.macro"):
+            case config.ConfigurableReference(selector="gin.macro"):
                 macro = "/".join(value.scopes)
                 if macro not in self._macros:
                     raise ValueError(f"%{macro} ({where}): no line gives {macro} a value")
@@ -284,11 +309,14 @@ class Settings:
     def _references(self, name: str) -> Iterator[tuple[str, str]]:
         for key, binding in self.bindings.items():
             if key.startswith(f"{name}."):
-                for reference in gin.config.iterate_references({key: self._plain(binding.value, binding.where)}):
-                    yield reference.selector.removeprefix(f"{_MODULE}."), f"{key} = {reference!r} ({binding.where})"
+                for reference in config.iterate_references({key: self._plain(binding.value, binding.where)}):
+                    yield (
+                        reference.selector.removeprefix(f"{_MODULE}."),
+                        f"{key} = {reference!r} ({binding.where})",
+                    )
 
 
-class _Reference(gin.config.ConfigurableReference):
+class _Reference(config.ConfigurableReference):
     """gin's own, shown the way it was written."""
 
     def __repr__(self) -> str:
@@ -300,7 +328,7 @@ class _UnknownReference(Exception):
         self.name = name
 
 
-class _Delegate(gin.config.ParserDelegate):
+class _Delegate(config.ParserDelegate):
     def __init__(self, names: Mapping[str, Name]):
         super().__init__()
         self.names = names
@@ -325,6 +353,7 @@ def _statements(text: Any, delegate: _Delegate, where: Callable[[int], str]) -> 
         line, reason = error.args[1][0], str(error.args[0])
     except _UnknownReference as error:
         assert parser is not None
+        assert parser.current_token is not None
         _known(error.name, delegate.names, where(parser.current_token.start[0]))
         raise
     raise ValueError(f"{where(line or 1)}: cannot be read: {reason}")
@@ -333,7 +362,8 @@ def _statements(text: Any, delegate: _Delegate, where: Callable[[int], str]) -> 
 def _known(name: str, names: Mapping[str, Name], where: str) -> None:
     if name not in names:
         raise ValueError(
-            f"unknown name {name} ({where}): {_meant(name, list(names))}the names are {', '.join(sorted(names))}"
+            f"unknown name {name} ({where}): {_meant(name, list(names))}the names are "
+            f"{', '.join(sorted(names))}"
         )
 
 

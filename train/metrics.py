@@ -1,10 +1,13 @@
-"""What a person and a plot see of a run: lines, a progress bar, metrics.jsonl, TensorBoard events, the loss curve.
+"""What is seen of a run: lines, a progress bar, metrics.jsonl, TensorBoard events, the loss curve.
 
-Metrics stay on the device until it is time to show them, so logging never makes a step wait for the one before.
+Metrics stay on the device until it is time to show them, so logging never makes a step wait for the one
+before.
 """
 
+import datetime
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -29,6 +32,7 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
@@ -37,8 +41,9 @@ PEAK_FLOPS = {
 def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
     """Model FLOPs of one training step, per token: forward and backward, without recomputation.
 
-    PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is multiplied
-    with, and 12 L N H T for attention's two products. Embedding tables are looked up, not multiplied.
+    PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is
+    multiplied with, and 12 L N H T for attention's two products. Embedding tables are looked up, not
+    multiplied.
 
     Args:
         model: any model of the zoo.
@@ -53,8 +58,8 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
 def peak_flops() -> tuple[float, str]:
     """(FLOP/s of all devices together, where the figure is from).
 
-    Known accelerators have their published bf16 peak. On any other device it is measured: the best of a few large
-    float32 products; simulated devices share the machine, so they count once.
+    Known accelerators have their published bf16 peak. On any other device it is measured: the best of a few
+    large float32 products; simulated devices share the machine, so they count once.
     """
     device = jax.devices()[0]
     for kind, peak in PEAK_FLOPS.items():
@@ -106,8 +111,9 @@ class RunLog:
         self._flops_per_token, self._peak, self._peak_source = flops_per_token, peak, "given peak"
         self._writes = jax.process_index() == 0
         self._last_step, self._last_time, self._paused = start_step, time.perf_counter(), 0.0
-        self._start_step, self._first_loss = start_step, None
-        self._line, self._progress, self._events = {}, None, None
+        self._start_step = start_step
+        self._progress: Progress | None = None
+        self._events: Any = None
         if not self._writes:
             return
         # Imported late: tensorboardX takes a while, and --help does not need it.
@@ -121,9 +127,8 @@ class RunLog:
         if self._flops_per_token and self._peak is None:
             self._peak, self._peak_source = peak_flops()
         if sys.stdout.isatty():
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
-            )  # fmt: skip
+            left = TimeRemainingColumn(compact=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
             self._progress = Progress(*columns, console=Console(), transient=True)
             self._task = self._progress.add_task("compiling", total=num_steps, completed=start_step)
             self._progress.start()
@@ -193,18 +198,21 @@ class RunLog:
     def _write(self, step: int, line: dict[str, float]) -> None:
         if not self._writes:
             return
-        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
+        # JSON has no NaN: a loss that is none becomes null
+        numbers = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
         self._jsonl.flush()
         for name, value in line.items():
             self._events.add_scalar(name, value, step)
-        text = f"step {step}/{self._num_steps}  " + "  ".join(_words(line))
-        if "mfu" in line:
-            text += f" of {self._peak_source}" if self._peak_source.startswith("measured") else ""
+        text = f"step {step}/{self._num_steps}  " + "  ".join(_words(line, self._peak_source))
         if self._progress is None:
-            print(text, flush=True)
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
         else:
             self._progress.console.print(text, highlight=False)
-            self._progress.update(self._task, description=f"loss {line.get('loss', line.get('eval_loss')):.3f}")
+            self._progress.update(
+                self._task, description=f"loss {line.get('loss', line.get('eval_loss')):.3f}"
+            )
 
     def _drop_after(self, step: int) -> None:
         """Drops lines of steps that will be taken again."""
@@ -219,18 +227,24 @@ class RunLog:
 def draw_losses(file: Path, plot: Path) -> None:
     """Draws training and held-out loss over steps from a metrics.jsonl into a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     figure = Figure(figsize=(7, 4.2), dpi=144, layout="constrained")
     axes = figure.add_subplot()
-    for name, label, style in (
-        ("loss", "training", dict(color="#3566a8", linewidth=1.6)),
-        ("eval_loss", "held out", dict(color="#d1662b", marker="o", markersize=5, linewidth=1.2)),
-    ):
-        points = [(line["step"], line[name]) for line in lines if name in line]
+    styles: dict[str, Any] = {
+        "loss": dict(label="training", color="#3566a8", linewidth=1.6),
+        "eval_loss": dict(label="held out", color="#d1662b", marker="o", markersize=5, linewidth=1.2),
+    }
+    for name, style in styles.items():
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
-            axes.plot(*zip(*points), label=f"{label}, last {points[-1][1]:.3f}", **style)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=plot.parent.name)
+            steps, losses = zip(*points, strict=True)
+            (drawn,) = axes.plot(steps, losses, **style)
+            drawn.set_label(f"{drawn.get_label()}, last {losses[-1]:.3f}")
+    axes.set_title(f"{plot.parent.resolve().name}: loss", loc="left", fontweight="bold")
+    axes.set(xlabel="step", ylabel="nats per token")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
@@ -247,8 +261,9 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _words(line: dict[str, float]) -> list[str]:
+def _words(line: dict[str, float], peak_source: str) -> list[str]:
     """The figures of a line as a person reads them, in a fixed order."""
+    utilisation = "of the matmul peak" if peak_source.startswith("measured") else "MFU"
     show = {
         "loss": "loss {:.4f}",
         "eval_loss": "held-out loss {:.4f}",
@@ -256,8 +271,10 @@ def _words(line: dict[str, float]) -> list[str]:
         "grad_norm": "gradient {:.2f}",
         "learning_rate": "rate {:.2e}",
         "tokens_per_second": "{:,.0f} tokens/s",
-        "eta_seconds": "{:.0f} s left",
         "compile_seconds": "({:.0f} s with compiling)",
-        "mfu": "{:.0%} MFU",
+        "mfu": f"{{:.1%}} {utilisation}",
     }
-    return [text.format(line[name]) for name, text in show.items() if name in line]
+    words = [text.format(line[name]) for name, text in show.items() if name in line]
+    if seconds := line.get("eta_seconds"):
+        words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
+    return words

@@ -1,10 +1,11 @@
 """What a run carries from step to step, and where it lies on a mesh.
 
-The optimizer's state is laid out by name: whatever it keeps under the path of a parameter, in that parameter's shape,
-lies as the parameter does; the rest (counters) lies whole on every device. Nothing is ever held twice or moved through
-the host.
+The optimizer's state is laid out by name: whatever it keeps under the path of a parameter, in that
+parameter's shape, lies as the parameter does; the rest (counters) lies whole on every device. Nothing is ever
+held twice or moved through the host.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,8 +31,8 @@ class TrainState:
 
     params: Any
     opt_state: Any
-    step: jax.Array
-    rng: jax.Array
+    step: Any
+    rng: Any
 
 
 def resolve_rules(mesh: Mesh | None, rules: parallel.Rules | None) -> parallel.Rules | None:
@@ -52,7 +53,7 @@ def abstract_state(
     mesh: Mesh | None = None,
     rules: parallel.Rules | None = None,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a run's state, nothing allocated: for `restore` and ahead-of-time compiles.
+    """Shapes, dtypes and shardings of a state, nothing allocated: for restoring and compiling ahead of time.
 
     Args:
         model: any model of the zoo.
@@ -86,25 +87,31 @@ def init_state(
         optimizer: an optax transformation.
         mesh, rules: where the state lies; rules alone are enough, and a mesh alone gets its default rules.
         rng: PRNG key of initialisation and dropout; None is jax.random.key(0).
-        params: the canonical parameters to start from, such as `from_hf` returns; None initialises them in place.
-            They are copied: a training step overwrites its state.
+        params: the canonical parameters to start from, such as `from_hf` returns; None initialises them in
+            place. They are copied: a training step overwrites its state.
 
     Raises:
         ValueError: the rules do not fit the model, or the parameters are another model's.
     """
     rules = resolve_rules(mesh, rules)
-    rng = jax.random.key(0) if rng is None else rng
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(rng)
-    init_rng, step_rng = jax.random.split(rng)
+    key = jax.random.key(0) if rng is None else rng
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    init_rng, step_rng = jax.random.split(key)
     if params is None:
         params = parallel.init_params(model, init_rng, rules)
     else:
-        params = jax.tree.map(jnp.copy, parallel.shard_params(params, model, rules))
+        if rules is None:
+            params = parallel.unpad_params(params, model)
+        else:
+            params = parallel.shard_params(params, model, rules)
+        params = jax.tree.map(lambda a: jnp.array(a, copy=True), params)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), params)
     target = _abstract_around(shapes, optimizer, rules)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer and float scalars
-        init = jax.jit(optimizer.init, out_shardings=None if rules is None else shardings_of(target.opt_state))
+        init = jax.jit(
+            optimizer.init, out_shardings=None if rules is None else shardings_of(target.opt_state)
+        )
         opt_state = init(params)
     step = jnp.zeros([], jnp.int32)
     if rules is not None:
@@ -117,26 +124,40 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
+def param_of(path: Any, shape: tuple[int, ...], shapes: Mapping[Any, tuple[int, ...]]) -> Any:
+    """The parameter that a leaf of the optimizer's state belongs to.
+
+    Args:
+        path: the leaf's path in its tree; it ends with the parameter's.
+        shape: its shape.
+        shapes: the parameters' shapes by path.
+
+    Returns:
+        The parameter's path, or None: it belongs to none, or has not its shape.
+    """
+    ends = (path[i:] for i in range(len(path)))
+    return next((end for end in ends if end in shapes and shapes[end] == shape), None)
+
+
 def _abstract_around(
     params: Any, optimizer: optax.GradientTransformation, rules: parallel.Rules | None
 ) -> TrainState:
     """The abstract state of these abstract parameters."""
     replicated = None if rules is None else NamedSharding(rules.mesh, PartitionSpec())
-    lies = {path: leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    by_path = dict(jax.tree.leaves_with_path(params))
+    shapes = {path: leaf.shape for path, leaf in by_path.items()}
 
-    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if rules is None:
-            return leaf
-        same = (lies[path[i:]] for i in range(len(path)) if path[i:] in lies)
-        like = next((param for param in same if param.shape == leaf.shape), None)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding if like else replicated)
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        owner = param_of(path, leaf.shape, shapes)
+        sharding = replicated if owner is None else by_path[owner].sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     with jax.numpy_dtype_promotion("standard"):
         opt_state = jax.eval_shape(optimizer.init, params)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     return TrainState(
         params=params,
-        opt_state=jax.tree.map_with_path(place, opt_state),
+        opt_state=opt_state if rules is None else jax.tree.map_with_path(place, opt_state),
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
         rng=jax.ShapeDtypeStruct((), rng.dtype, sharding=replicated),
     )

@@ -1,6 +1,7 @@
 """One training step: the batch's gradient, the optimizer, and what to report, as a single compiled program.
 
-The loss is the mean over all valid labels of the global batch. Its counts follow from the labels alone, so every slice
+The loss is the mean over all valid labels of the global batch. Its counts follow from the labels alone, so
+every slice
 of an accumulated batch divides by the counts of the whole: the slices' losses and gradients simply add up.
 """
 
@@ -73,25 +74,28 @@ def make_train_step(
     accumulate: int = 1,
     learning_rate: float | optax.Schedule | None = None,
 ) -> TrainStep:
-    """Builds the training step. What it computes in and what it recomputes are the model's `dtype` and `remat`.
+    """Builds the training step. The dtype it computes in and what it recomputes are the model's.
 
     Args:
         model: a model of a task with a loss.
         optimizer: the optax transformation that the state was made with.
         mesh, rules: as given to `init_state`.
-        microbatches: pieces that a pipeline cuts the batch into; None fills the stages. Without stages it has no effect.
+        microbatches: pieces that a pipeline cuts the batch into; None fills the stages. Without stages it has
+            no effect.
         schedule: of the pipeline, one of SCHEDULES.
-        accumulate: slices of the batch that are computed one after another, their gradients summed in float32.
+        accumulate: slices of the batch that are computed one after another, their gradients summed in
+            float32.
         learning_rate: what the optimizer was given, to report it.
 
     Returns:
-        A callable (state, batch) -> (state, metrics), with `.lower` for ahead-of-time compiles. A batch is a dict of
-        numpy or jax arrays [B, ...]: the model's keyword arguments and transformers' label names. Metrics are arrays
-        [] on the device: "loss", "tokens" (valid labels), "grad_norm" (before clipping), "learning_rate" if given,
-        and "<part>_loss" where the loss has several parts.
+        A callable (state, batch) -> (state, metrics), with `.lower` for ahead-of-time compiles. A batch is a
+        dict of numpy or jax arrays [B, ...]: the model's keyword arguments and transformers' label names.
+        Metrics are arrays [] on the device: "loss", "tokens" (valid labels), "grad_norm" (before clipping),
+        "learning_rate" if given, and "<part>_loss" where the loss has several parts.
 
     Raises:
-        ValueError: the mesh has stages, an unknown schedule, a count below 1, or rules that do not fit the model.
+        ValueError: the mesh has stages, an unknown schedule, a count below 1, or rules that do not fit the
+            model.
     """
     rules = resolve_rules(mesh, rules)
     if schedule not in SCHEDULES:
@@ -101,8 +105,8 @@ def make_train_step(
             raise ValueError(f"{name}={value}: it is at least 1")
     if rules is not None and rules.mesh.shape["stage"] > 1:
         raise ValueError(
-            f"mesh axis stage={rules.mesh.shape['stage']}: the training step has no pipeline yet; use stage=1 and give "
-            "the devices to fsdp or tensor"
+            f"mesh axis stage={rules.mesh.shape['stage']}: the training step has no pipeline yet; use "
+            "stage=1 and give the devices to fsdp or tensor"
         )
     feed = _Feed(model, rules, accumulate)
     target = None if rules is None else abstract_state(model, optimizer, rules=rules)
@@ -111,7 +115,8 @@ def make_train_step(
     def slice_loss(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
         with jax.named_scope("forward"):
             rngs = None if deterministic else {"dropout": rng}
-            outputs = model.apply({"params": params}, **feed.inputs(batch), deterministic=deterministic, rngs=rngs)
+            inputs = feed.inputs(batch)
+            outputs = model.apply({"params": params}, **inputs, deterministic=deterministic, rngs=rngs)
         with jax.named_scope("loss"):
             found = losses.terms(model, outputs, batch)
             return losses.total(found, counts), {term.name: term.sum for term in found}
@@ -156,7 +161,7 @@ def make_train_step(
             if learning_rate is not None:
                 rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
                 metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
-        return state.replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+        return TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng), metrics
 
     out_shardings = None if target is None else (shardings_of(target), target.step.sharding)
     return TrainStep(feed, jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
@@ -172,9 +177,9 @@ def make_eval_step(
         mesh, rules: where the parameters lie.
 
     Returns:
-        A callable (params, batch) -> {"loss_sum": float32 [], "tokens": int32 []}, arrays on the device. The mean over
-        several batches is the sum of loss_sum over the sum of tokens. Where the loss has several parts, tokens counts
-        the first one's labels and loss_sum is the batch's loss times that.
+        A callable (params, batch) -> {"loss_sum": float32 [], "tokens": int32 []}, arrays on the device. The
+        mean over several batches is the sum of loss_sum over the sum of tokens. Where the loss has several
+        parts, tokens counts the first one's labels and loss_sum is the batch's loss times that.
 
     Raises:
         ValueError: rules of another mesh; called, as `make_train_step`'s.
@@ -186,9 +191,9 @@ def make_eval_step(
     def evaluate(params: Any, batch: Batch) -> Metrics:
         outputs = model.apply({"params": params}, **feed.inputs(batch), deterministic=True)
         found = losses.terms(model, outputs, batch)
-        if len(found) == 1:
-            return {"loss_sum": found[0].sum, "tokens": found[0].count}
-        return {"loss_sum": losses.total(found) * found[0].count.astype(jnp.float32), "tokens": found[0].count}
+        count = found[0].count
+        loss_sum = found[0].sum if len(found) == 1 else losses.total(found) * count.astype(jnp.float32)
+        return {"loss_sum": loss_sum, "tokens": count}
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         batch = feed(batch)
@@ -232,14 +237,16 @@ class _Feed:
                 f"the labels are {sorted(self.labels)}"
             )
         if missing := sorted(self.labels - set(batch)):
-            raise ValueError(f"the batch has no {missing[0]!r}, which {type(self.model).__name__} learns from")
+            name = type(self.model).__name__
+            raise ValueError(f"the batch has no {missing[0]!r}, which {name} learns from")
         losses.check_labels(self.model, batch)
         if jax.process_count() > 1 and self.rules is not None:
             sharding = parallel.batch_sharding(self.rules)
-            batch = {
-                name: jax.make_array_from_process_local_data(sharding, value) if isinstance(value, np.ndarray) else value
-                for name, value in batch.items()
+            local = {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
+            whole = {
+                name: jax.make_array_from_process_local_data(sharding, value) for name, value in local.items()
             }
+            batch = {**batch, **whole}
         self._check_rows({name: value.shape[0] for name, value in batch.items()})
         return {name: self._place(value) for name, value in batch.items()}
 
@@ -250,8 +257,8 @@ class _Feed:
         shards = 1 if self.rules is None else self.rules.num_shards("act_batch")
         if size % (shards * self.accumulate):
             raise ValueError(
-                f"a batch of {size} rows does not divide into accumulate={self.accumulate} slices over {shards} shards "
-                f"(mesh data x fsdp): make it a multiple of {shards * self.accumulate}"
+                f"a batch of {size} rows does not divide into accumulate={self.accumulate} slices over "
+                f"{shards} shards (mesh data x fsdp): make it a multiple of {shards * self.accumulate}"
             )
 
     def _place(self, value: Any) -> Any:

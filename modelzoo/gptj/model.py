@@ -23,7 +23,12 @@ from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import rotary_tables, rotate
 from modelzoo.model import DecoderInputs, Model
-from modelzoo.outputs import BaseModelOutput, CausalLMOutput, QuestionAnsweringOutput, SequenceClassifierOutput
+from modelzoo.outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    QuestionAnsweringOutput,
+    SequenceClassifierOutput,
+)
 
 
 class GPTJBlock(nn.Module):
@@ -140,7 +145,9 @@ class GPTJForCausalLM(Model):
     def setup(self) -> None:
         c = self.config
         self.trunk = self.build(GPTJModel)
-        self.lm_head = heads.lm_head(self, c.n_embd, c.vocab_size, True, nn.initializers.normal(c.initializer_range))
+        self.lm_head = heads.lm_head(
+            self, c.n_embd, c.vocab_size, True, nn.initializers.normal(c.initializer_range)
+        )
 
     def __call__(
         self,
@@ -184,7 +191,9 @@ class GPTJForQuestionAnswering(Model):
     def setup(self) -> None:
         c = self.config
         self.trunk = self.build(GPTJModel)
-        self.qa_outputs = heads.classifier(self, c.n_embd, 2, True, nn.initializers.normal(c.initializer_range))
+        self.qa_outputs = heads.classifier(
+            self, c.n_embd, 2, True, nn.initializers.normal(c.initializer_range)
+        )
 
     def __call__(
         self, input_ids: jax.Array | None = None, **inputs: Unpack[DecoderInputs]

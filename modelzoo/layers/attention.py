@@ -99,14 +99,20 @@ class Attention(nn.Module):
         """
         source_BSD = x_BTD if source_BSD is None else source_BSD
         heads = (self.num_heads, self.head_dim)
-        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
+        shared: dict[str, Any] = dict(
+            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
+        )
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
             axes = ("embed", "heads", "head_dim")
             layer = Linear((inputs.shape[-1],), heads, axes, self.use_bias, name=name, **shared)
             return constrain(layer(inputs), "act_batch", "act_length", "act_heads", None)
 
-        q_BTNH, k_BSNH, v_BSNH = project("query", x_BTD), project("key", source_BSD), project("value", source_BSD)
+        q_BTNH, k_BSNH, v_BSNH = (
+            project("query", x_BTD),
+            project("key", source_BSD),
+            project("value", source_BSD),
+        )
         if rotary is not None:
             q_BTNH, k_BSNH = rotary(q_BTNH), rotary(k_BSNH)
         q_BTNH = q_BTNH * jnp.asarray(self.head_dim**-0.5, q_BTNH.dtype)
@@ -116,12 +122,16 @@ class Attention(nn.Module):
             cache = cache.write(k_BNSH, v_BNSH, cache_index)
             k_BNSH, v_BNSH = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
         if prefix is not None:
-            k_BNSH, v_BNSH = (jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k_BNSH, v_BNSH)))
+            k_BNSH, v_BNSH = (
+                jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k_BNSH, v_BNSH), strict=True)
+            )
 
         def drop(probs: jax.Array) -> jax.Array:
             return dropout_layer(self.dropout)(probs, deterministic=deterministic)
 
         context_BNTH, probs = dot_product_attention(q_BNTH, k_BNSH, v_BNSH, bias, drop, head_mask)
         context_BTNH = constrain(context_BNTH.swapaxes(1, 2), "act_batch", "act_length", "act_heads", None)
-        out = Linear(heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared)
+        out = Linear(
+            heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared
+        )
         return constrain(out(context_BTNH), "act_batch", "act_length", "act_embed"), probs, cache

@@ -4,6 +4,7 @@ Keys and values lie [B, K, S, H], heads before slots: the two contractions of on
 plain batched products, with no transpose of the cache in a decode step.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -75,11 +76,12 @@ class Cache:
                 f"or covers the slots from the first, at most {num_slots}"
             )
         start = self.index if length == num_new else jnp.int32(0)
-        return self.replace(mask=lax.dynamic_update_slice(self.mask, attention_mask.astype(bool), (0, start)))
+        mask = lax.dynamic_update_slice(self.mask, attention_mask.astype(bool), (0, start))
+        return dataclasses.replace(self, mask=mask)
 
     def advance(self, layers: Any, num_new: int) -> "Cache":
         """The cache after its layers took `num_new` tokens."""
-        return self.replace(layers=layers, index=self.index + num_new)
+        return dataclasses.replace(self, layers=layers, index=self.index + num_new)
 
 
 def init_cache(
@@ -120,7 +122,9 @@ def begin(
     slots_T = jnp.arange(num_new, dtype=jnp.int32)
     if cache is None:
         if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] != num_new:
-            raise ValueError(f"attention_mask has length {attention_mask.shape[1]}, but there are {num_new} tokens")
+            raise ValueError(
+                f"attention_mask has length {attention_mask.shape[1]}, but there are {num_new} tokens"
+            )
         return slots_T, attention_mask, num_new, None
     num_keys = cache.mask.shape[1]
     if attention_mask is not None and attention_mask.ndim == 4:

@@ -53,7 +53,10 @@ def embed_inputs(embed: Embed, input_ids: jax.Array | None, inputs_embeds: jax.A
     Raises:
         ValueError: neither or both were passed.
     """
-    if (input_ids is None) == (inputs_embeds is None):
+    if input_ids is not None and inputs_embeds is None:
+        x_BTD = embed(input_ids)
+    elif inputs_embeds is not None and input_ids is None:
+        x_BTD = inputs_embeds.astype(embed.dtype)
+    else:
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
-    x_BTD = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(embed.dtype)
     return constrain(x_BTD, "act_batch", "act_length", "act_embed")

@@ -44,5 +44,7 @@ def layer_head_mask(head_mask: jax.Array | None, num_layers: int) -> jax.Array |
     if head_mask is None:
         return None
     if head_mask.ndim not in (1, 2) or (head_mask.ndim == 2 and head_mask.shape[0] != num_layers):
-        raise ValueError(f"head_mask has shape {head_mask.shape}: it is [heads] or [{num_layers} layers, heads]")
+        raise ValueError(
+            f"head_mask has shape {head_mask.shape}: it is [heads] or [{num_layers} layers, heads]"
+        )
     return jnp.broadcast_to(head_mask, (num_layers, head_mask.shape[-1]))

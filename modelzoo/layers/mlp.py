@@ -81,7 +81,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, deterministic: bool = True) -> jax.Array:
         width, hidden = (self.features,), (self.hidden,)
-        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
+        shared: dict[str, Any] = dict(
+            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
+        )
         h_BTF = Linear(width, hidden, ("embed", "mlp"), name="fc_in", **shared)(x_BTD)
         h_BTF = constrain(h_BTF, "act_batch", "act_length", "act_mlp")
         h_BTF = get_activation(self.activation)(h_BTF)

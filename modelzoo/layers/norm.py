@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from modelzoo.layers.linear import parameter
+from modelzoo.layers.linear import parameter, sum_leading
 
 
 def normalize(x: jax.Array, epsilon: float) -> jax.Array:
@@ -16,6 +16,26 @@ def normalize(x: jax.Array, epsilon: float) -> jax.Array:
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
     return centered * lax.rsqrt(variance + epsilon)
+
+
+@jax.custom_vjp
+def scale_and_shift(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """x * scale + bias, both [D], broadcast over x's leading dimensions."""
+    return x * scale + bias
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return scale_and_shift(x, scale, bias), (x, scale)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale = saved
+    return grad * scale, sum_leading(grad * x, 1), sum_leading(grad, 1)
+
+
+scale_and_shift.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
@@ -36,6 +56,10 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape, axes = (self.features,), ("embed",)
-        scale = parameter(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype).astype(jnp.float32)
-        bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype).astype(jnp.float32)
-        return (normalize(x, self.epsilon) * scale + bias).astype(self.dtype)
+        scale = parameter(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype).astype(
+            jnp.float32
+        )
+        bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype).astype(
+            jnp.float32
+        )
+        return scale_and_shift(normalize(x, self.epsilon), scale, bias).astype(self.dtype)

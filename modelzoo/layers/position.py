@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def rotary_tables(position_ids: jax.Array, rotary_dim: int, base: float = 10000.0) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(
+    position_ids: jax.Array, rotary_dim: int, base: float = 10000.0
+) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine of every position's rotation angles.
 
     Args:

@@ -41,11 +41,11 @@ class LayerOutput:
 
     Attributes:
         cache: the written LayerCache.
-        attentions: [B, N, T, S].
+        attentions: [B, N, T, S]; of a whole stack, a tuple of those.
     """
 
     cache: Any = None
-    attentions: jax.Array | None = None
+    attentions: Any = None
 
 
 def is_unstacked(layers: Any) -> bool:
@@ -83,7 +83,9 @@ def parameters(module: nn.Module, name: str, block: nn.Module, num_layers: int, 
     def init_all(rng: jax.Array) -> Any:
         stacked = jax.vmap(init_one)(jax.random.split(rng, num_layers))
         return jax.tree.map(
-            lambda box: box.replace(names=("layers", *box.names)), stacked, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+            lambda box: box.replace(names=("layers", *box.names)),
+            stacked,
+            is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
         )
 
     return module.param(name, init_all)
@@ -128,10 +130,11 @@ def run(
     num_layers = len(layers) if unstacked else jax.tree.leaves(layers)[0].shape[0]
     scan = scan and not unstacked and not any(is_unstacked(value) for value in per_layer.values())
 
-    def step(x: jax.Array, layer: tuple[Any, dict[str, Any], jax.Array]) -> tuple[jax.Array, LayerOutput]:
+    def step(x: jax.Array, layer: tuple[Any, dict[str, Any], jax.Array]) -> Any:
         params, inputs, number = layer
         rngs = None if dropout_rng is None else {"dropout": jax.random.fold_in(dropout_rng, number)}
-        return block.apply({"params": params}, x, **shared, **inputs, **static, rngs=rngs)
+        result: Any = block.apply({"params": params}, x, **shared, **inputs, **static, rngs=rngs)
+        return result
 
     policy = REMAT_POLICIES.get(remat, _save_all_but_layouts)
     if remat != "none" or nn.get_logical_axis_rules():
@@ -146,14 +149,18 @@ def run(
 
         numbers = jnp.arange(num_layers, dtype=jnp.uint32)
         x, (inputs, output) = lax.scan(body, x, (layers, dict(per_layer), numbers))
-        hidden_states = tuple(inputs) if output_hidden_states else None
+        hidden_states = None if inputs is None else tuple(inputs)
         attentions = None if output.attentions is None else tuple(output.attentions)
-        return x, hidden_states, output.replace(attentions=attentions)
+        return x, hidden_states, LayerOutput(output.cache, attentions)
 
     inputs, outputs = [], []
     for i in range(num_layers):
         inputs.append(x)
-        layer = (layer_of(layers, i), {name: layer_of(value, i) for name, value in per_layer.items()}, jnp.uint32(i))
+        layer = (
+            layer_of(layers, i),
+            {name: layer_of(value, i) for name, value in per_layer.items()},
+            jnp.uint32(i),
+        )
         x, output = step(x, layer)
         outputs.append(output)
     caches = tuple(output.cache for output in outputs)
@@ -197,4 +204,7 @@ def _map_layers(change: Any, tree: Any) -> Any:
         return tree.replace(layers=change(tree.layers))
     if not isinstance(tree, Mapping):
         return tree
-    return {name: change(value) if name == "layers" else _map_layers(change, value) for name, value in tree.items()}
+    return {
+        name: change(value) if name == "layers" else _map_layers(change, value)
+        for name, value in tree.items()
+    }

@@ -20,7 +20,9 @@ CONFIG = dict(vocab_size=67, n_embd=48, n_layer=3, n_head=4, rotary_dim=4, n_pos
 def torch_model(name, dtype=torch.float32, **changes):
     torch.manual_seed(0)
     labels = {"num_labels": 2 if "Question" in name else 5}
-    model = getattr(transformers, name)(transformers.GPTJConfig(**CONFIG | labels | changes)).to(dtype)
+    model = getattr(transformers, name)(transformers.GPTJConfig.from_dict(CONFIG | labels | changes)).to(
+        dtype
+    )
     with torch.no_grad():  # no tensor may be constant: a swap of two would not show
         for parameter in model.parameters():
             parameter.normal_()

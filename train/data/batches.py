@@ -1,6 +1,7 @@
 """Batches of windows: an order that is a pure function of (seed, step), whatever the number of processes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
@@ -38,7 +39,7 @@ def train_batches(
 ) -> grain.IterDataset:
     """An endless stream of shuffled windows; every epoch has its own order.
 
-    Its iterator is grain's: `get_state()` and `set_state()` hold the position, which is the number of steps taken.
+    Its iterator is grain's: `get_state()` and `set_state()` hold the position, the number of steps taken.
 
     Args:
         tokens: [tokens], from `prepare_tokens`.
@@ -62,8 +63,8 @@ def train_batches(
         )
     if global_batch_size % count:
         raise ValueError(f"global_batch_size = {global_batch_size}: {count} processes do not divide it")
-    # Batches of one shard's size, of which this process takes every count-th: so the global batch of a step is the same
-    # rows in the same order for any count.
+    # Batches of one shard's size, of which this process takes every count-th: so the global batch of a step
+    # is the same rows in the same order for any count.
     return (
         grain.MapDataset.source(windows)
         .seed(seed)
@@ -107,7 +108,7 @@ def validation_batches(
         yield {"input_ids": ids.reshape(shape)[mine], "labels": labels.reshape(shape)[mine]}
 
 
-def batch_shard(sharding: jax.sharding.Sharding | None, global_batch_size: int) -> tuple[int, int]:
+def batch_shard(sharding: Any, global_batch_size: int) -> tuple[int, int]:
     """Which part of each global batch this process has to read, given how batches lie on the devices.
 
     Args:
@@ -115,8 +116,8 @@ def batch_shard(sharding: jax.sharding.Sharding | None, global_batch_size: int) 
         global_batch_size: B.
 
     Returns:
-        (index, count), for `train_batches`. Processes that share rows, as those of one tensor-parallel group do, get the
-        same part.
+        (index, count), for `train_batches`. Processes that share rows, as those of one tensor-parallel group
+        do, get the same part.
 
     Raises:
         ValueError: this process's devices hold rows that are not one part of the batch.
@@ -128,7 +129,7 @@ def batch_shard(sharding: jax.sharding.Sharding | None, global_batch_size: int) 
     size = len(rows)
     if rows != list(range(rows[0], rows[0] + size)) or global_batch_size % size or rows[0] % size:
         raise ValueError(
-            f"this process's devices hold rows {rows[0]} to {rows[-1]} with gaps: order the mesh so that each process "
-            "holds one part of the batch"
+            f"this process's devices hold rows {rows[0]} to {rows[-1]} with gaps: order the mesh so that "
+            "each process holds one part of the batch"
         )
     return rows[0] // size, global_batch_size // size

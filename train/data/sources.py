@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-"""Files that are read: .jsonl gives one document a line, its "text" field; the others are one document each."""
+"""Files that are read: a .jsonl gives one document a line, its "text" field; the others are one each."""
 
 STDLIB = "stdlib"
 """The source that every machine has: the installed Python's own modules."""
@@ -51,7 +51,9 @@ def find_files(path: str) -> list[Path]:
         root, skipped = Path(path).expanduser(), set()
     if root.is_file():
         if root.suffix not in SUFFIXES:
-            raise ValueError(f"data.path = {path!r}: a {root.suffix or 'nameless'} file is not read, only {known}")
+            raise ValueError(
+                f"data.path = {path!r}: a {root.suffix or 'nameless'} file is not read, only {known}"
+            )
         files = [root]
     elif root.is_dir():
         files = sorted(_walk(root, skipped, suffixes), key=lambda file: file.relative_to(root).as_posix())
@@ -75,8 +77,8 @@ def iter_documents(files: Iterable[Path]) -> Iterator[str]:
     """The documents of some files, in order; those that hold only white space are left out.
 
     Raises:
-        ValueError: a file that is not UTF-8, or a line of a .jsonl file that is no JSON object with a "text"; the
-            file and, for .jsonl, the line are named.
+        ValueError: a file that is not UTF-8, or a line of a .jsonl file that is no JSON object with a "text";
+            the file and, for .jsonl, the line are named.
     """
     for file in files:
         try:

@@ -24,8 +24,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end_of_text: str = EN
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(
-            f"vocab_size = {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB_SIZE} (every byte and "
-            f"{end_of_text})"
+            f"vocab_size = {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB_SIZE} (every "
+            f"byte, and {end_of_text})"
         )
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -43,7 +43,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a tokenizer.
 
     Args:
-        path: a tokenizer.json, or a folder that holds one, or one that holds vocab.json and merges.txt (GPT-2).
+        path: a tokenizer.json, or a folder that holds one, or GPT-2's vocab.json and merges.txt.
 
     Raises:
         OSError: nothing of the kind at `path`.
@@ -67,7 +67,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises a bare Exception for every kind of damage
         reason = str(error).splitlines()[0]
-        raise ValueError(f"data.tokenizer = {str(path)!r}: not a tokenizer that can be read: {reason}") from None
+        raise ValueError(
+            f"data.tokenizer = {str(path)!r}: not a tokenizer that can be read: {reason}"
+        ) from None
     # A file may ask for truncation or padding, which would cut or dilute the text.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,7 +1,7 @@
-"""Token files: text is tokenised once, kept under a name made of what it came from, and read as mapped memory.
+"""Token files: text is tokenised once, kept under a name made of its origin, and read as mapped memory.
 
-A folder of the cache holds train.npy and validation.npy (uint16 or uint32, 1-D), tokenizer.json and manifest.json. It is
-written aside and renamed, so a folder that exists is complete.
+A folder of the cache holds train.npy and validation.npy (uint16 or uint32, 1-D), tokenizer.json and
+manifest.json. It is written aside and renamed, so a folder that exists is complete.
 """
 
 import contextlib
@@ -72,7 +72,8 @@ def prepare_tokens(
 
     Args:
         path: a folder or file of .txt, .md, .py or .jsonl ("text" field), or "stdlib".
-        tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None trains one on the text.
+        tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None trains one
+            on the text.
         vocab_size: of the tokenizer that is trained; None is the model's.
         end_of_text: the token that ends each document.
         validation_fraction: share of the documents held out, chosen by a hash of their text.
@@ -81,8 +82,8 @@ def prepare_tokens(
         model_vocab_size: the model's vocabulary, which has to hold every token; None skips the check.
 
     Raises:
-        ValueError: no text, text that cannot be read, a value out of range, or a tokenizer larger than the model's
-            vocabulary.
+        ValueError: no text, text that cannot be read, a value out of range, or a tokenizer larger than the
+            model's vocabulary.
         OSError: no such path, or the cache cannot be written.
     """
     _check_settings(path, validation_fraction, max_bytes)
@@ -93,8 +94,15 @@ def prepare_tokens(
     vocab_size = vocab_size or model_vocab_size
     if loaded is None and vocab_size is None:
         raise ValueError("data.vocab_size is not set: say how large a tokenizer to train")
-    if model_vocab_size is not None and vocab_size is not None and loaded is None and vocab_size > model_vocab_size:
-        raise ValueError(f"data.vocab_size = {vocab_size} is larger than the model's vocabulary, {model_vocab_size}")
+    if (
+        model_vocab_size is not None
+        and vocab_size is not None
+        and loaded is None
+        and vocab_size > model_vocab_size
+    ):
+        raise ValueError(
+            f"data.vocab_size = {vocab_size} is larger than the model's vocabulary, {model_vocab_size}"
+        )
 
     origin = {
         "format": FORMAT,
@@ -152,13 +160,14 @@ def _check_vocabulary(tokenizer: Tokenizer, end_of_text: str, model_vocab_size: 
     largest = max(tokenizer.get_vocab().values())
     if model_vocab_size is not None and largest >= model_vocab_size:
         raise ValueError(
-            f"the tokenizer has ids up to {largest}, but the model's vocab_size is {model_vocab_size}: raise vocab_size "
-            f"to {largest + 1} or choose a smaller tokenizer"
+            f"the tokenizer has ids up to {largest}, but the model's vocab_size is {model_vocab_size}: raise "
+            f"vocab_size to {largest + 1} or choose a smaller tokenizer"
         )
     if tokenizer.token_to_id(end_of_text) is None:
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         raise ValueError(
-            f"data.end_of_text = {end_of_text!r} is not a token of the tokenizer; its special tokens are {special[:8]}"
+            f"data.end_of_text = {end_of_text!r} is not a token of the tokenizer; its special tokens are "
+            f"{special[:8]}"
         )
 
 
@@ -171,7 +180,9 @@ def _cache_root(cache_dir: str | None) -> Path:
 def _open(folder: Path, built: bool) -> TokenData | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        train, validation = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "validation"))
+        train, validation = (
+            np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "validation")
+        )
     except (OSError, ValueError):
         return None  # not there, or damaged: it is made anew
     if (len(train), len(validation)) != (manifest["train_tokens"], manifest["validation_tokens"]):
@@ -203,7 +214,8 @@ def _written_aside(folder: Path) -> Iterator[Path]:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _choose_held_out(pieces: Iterable[Piece], fraction: float) -> tuple[np.ndarray, int, int]:
@@ -223,7 +235,7 @@ def _choose_held_out(pieces: Iterable[Piece], fraction: float) -> tuple[np.ndarr
 
 def _training_texts(pieces: Iterable[Piece], held_out: np.ndarray) -> Iterator[str]:
     size = 0
-    for piece, is_held_out in zip(pieces, held_out):
+    for piece, is_held_out in zip(pieces, held_out, strict=True):
         if not is_held_out and size < TOKENIZER_TEXT_BYTES:
             size += len(piece.text)
             yield piece.text
@@ -243,10 +255,12 @@ def _write_tokens(
     tokenizer.encode_special_tokens = True  # a special token's name in the text is text
     counts = {"train_tokens": 0, "validation_tokens": 0}
     with _npy(scratch / "train.npy", dtype) as train, _npy(scratch / "validation.npy", dtype) as validation:
-        source = iter(zip(pieces, held_out))
+        source = iter(zip(pieces, held_out, strict=True))
         while batch := list(islice(source, _BATCH_PIECES)):
-            encodings = tokenizer.encode_batch_fast([piece.text for piece, _ in batch], add_special_tokens=False)
-            for (piece, is_held_out), encoding in zip(batch, encodings):
+            encodings = tokenizer.encode_batch_fast(
+                [piece.text for piece, _ in batch], add_special_tokens=False
+            )
+            for (piece, is_held_out), encoding in zip(batch, encodings, strict=True):
                 ids = encoding.ids + [end_id] * piece.ends_document
                 (validation if is_held_out else train).write(np.asarray(ids, dtype).tobytes())
                 counts["validation_tokens" if is_held_out else "train_tokens"] += len(ids)
@@ -259,7 +273,11 @@ def _npy(path: Path, dtype: type[np.generic]) -> Iterator[BinaryIO]:
     """A .npy file of one dimension whose length is known when it is closed."""
 
     def header(length: int) -> dict[str, Any]:
-        return {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)}
+        return {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": (length,),
+        }
 
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header(0))

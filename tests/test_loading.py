@@ -1,0 +1,133 @@
+"""Checkpoints as command lines name them: which folder is meant, what is refused before arrays are read."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import modelzoo
+import parallel
+from inference.loading import open_checkpoint
+from parallel.checkpoint import save_tree
+
+
+@pytest.fixture(scope="module")
+def model():
+    return modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", vocab_size=61, n_layer=1))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return parallel.init_params(model, jax.random.key(0))
+
+
+def write_step(run, step, model, params):
+    folder = run / "checkpoints" / str(step)
+    save_tree(folder / "params", params, jax.tree.map(lambda leaf: leaf.shape, params))
+    content = model.config.to_hf() | {"architectures": [type(model).__name__]}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "commit_success.txt").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model, params, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    write_step(run, 2, model, jax.tree.map(jnp.zeros_like, params))
+    write_step(run, 10, model, params)
+    return run
+
+
+@pytest.fixture(scope="module")
+def hf(model, params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    modelzoo.to_hf(model, params, folder)
+    return folder
+
+
+def assert_same(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+
+
+def test_a_run_means_its_newest_step(run, model, params):
+    checkpoint = open_checkpoint(run, jnp.float32)
+    assert checkpoint.is_run
+    assert checkpoint.folder.name == "10"
+    assert checkpoint.model == model
+    assert_same(checkpoint.read_params(), params)
+
+
+def test_a_step_means_itself(run, params):
+    checkpoint = open_checkpoint(run / "checkpoints" / "2", jnp.float32)
+    assert_same(checkpoint.read_params(), jax.tree.map(jnp.zeros_like, params))
+
+
+def test_a_hugging_face_folder_in_the_dtype_asked_for(hf, params):
+    checkpoint = open_checkpoint(hf, jnp.bfloat16)
+    assert not checkpoint.is_run
+    assert_same(checkpoint.read_params(), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+
+@pytest.mark.parametrize("kind", ["run", "hf"])
+def test_parameters_go_straight_onto_a_mesh(request, kind, params):
+    rules = parallel.make_rules(parallel.make_mesh(tensor=2, fsdp=4))
+    checkpoint = open_checkpoint(request.getfixturevalue(kind), jnp.float32)
+    placed = checkpoint.read_params(rules)
+    assert placed["trunk"]["embed"]["embedding"].shape[0] == 62  # the vocabulary, padded
+    assert len(placed["lm_head"]["kernel"].sharding.device_set) == 8
+    assert_same(parallel.unpad_params(placed, checkpoint.model), params)
+
+
+def test_ends_come_from_generation_config_then_config(hf, tmp_path):
+    content = json.loads((hf / "config.json").read_text())
+
+    def ends(eos, generation=None):
+        (tmp_path / "config.json").write_text(json.dumps(content | {"eos_token_id": eos}))
+        if generation is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        return open_checkpoint(tmp_path, jnp.float32).eos_token_id
+
+    assert ends(5) == (5,)
+    assert ends(None) is None
+    assert ends(50256) is None  # past the vocabulary
+    assert ends(5, {"eos_token_id": [7, 8]}) == (7, 8)
+    assert ends(5, {}) == (5,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "unknown model class 'LlamaForCausalLM'"),
+        ({"architectures": ["GPTJForSequenceClassification"]}, "does not generate text"),
+        ({"architectures": None}, "names no architecture"),
+        ({"model_type": "llama"}, "unknown model_type 'llama'"),
+        ({"n_head": 5}, "n_"),
+    ],
+)
+def test_configs_that_cannot_generate_are_refused(hf, tmp_path, changes, error):
+    content = json.loads((hf / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{error}"):
+        open_checkpoint(tmp_path, jnp.float32)
+
+
+def test_missing_and_damaged_checkpoints_are_named(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        open_checkpoint(tmp_path / "nowhere", jnp.float32)
+    with pytest.raises(OSError, match="no checkpoint"):
+        open_checkpoint(tmp_path, jnp.float32)
+    for text, error in (("{", "is not JSON"), ("[]", "is not a JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=error):
+            open_checkpoint(tmp_path, jnp.float32)
+
+
+def test_arrays_of_another_architecture_are_refused(run, tmp_path, model, params):
+    folder = write_step(tmp_path, 1, model, params)
+    content = json.loads((folder / "config.json").read_text()) | {"n_inner": 32}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="mlp/fc_in"):
+        open_checkpoint(tmp_path, jnp.float32).read_params()

@@ -1,0 +1,246 @@
+"""Losses: their numbers, their memory, and that slices of a batch add up to the batch."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import modelzoo
+import parallel
+import train
+from tests.zoo import tiny_gptj
+from train import losses
+
+LM = modelzoo.GPTJForCausalLM(tiny_gptj())
+QA = modelzoo.GPTJForQuestionAnswering(tiny_gptj())
+
+
+def classifier(**config):
+    return modelzoo.GPTJForSequenceClassification(tiny_gptj(**config))
+
+
+def logits_of(*shape, seed=0, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(0, 3, shape), dtype)
+
+
+def outputs(**fields):
+    return types.SimpleNamespace(**fields)
+
+
+def reference(logits, labels):
+    """-log softmax in float64."""
+    logits = np.asarray(logits, np.float64)
+    highest = logits.max(-1, keepdims=True)
+    lse = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
+    return lse - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("num_classes", [1, 5, 64, 211])
+def test_cross_entropy_and_its_gradient(num_classes, dtype):
+    logits = logits_of(3, 4, num_classes, dtype=dtype)
+    labels = np.random.default_rng(1).integers(0, num_classes, (3, 4)).astype(np.int32)
+    weights = logits_of(3, 4, seed=2)
+
+    def weighted(logits):
+        return (losses.cross_entropy(logits, jnp.asarray(labels)) * weights).sum()
+
+    value = jax.jit(losses.cross_entropy)(logits, jnp.asarray(labels))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, reference(logits, labels), rtol=2e-6, atol=2e-6)
+
+    gradient = jax.jit(jax.grad(weighted))(logits)
+    assert gradient.dtype == dtype
+    exact = np.asarray(logits, np.float64)
+    exact = np.exp(
+        exact - reference(exact, labels)[..., None] - np.take_along_axis(exact, labels[..., None], -1)
+    )
+    exact = (exact - np.eye(num_classes)[labels]) * np.asarray(weights, np.float64)[..., None]
+    tolerance = 3e-6 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), exact, atol=tolerance)
+
+
+def test_logsumexp_and_pick_has_two_gradients():
+    # z-loss and label smoothing are made of these, so each result has its own cotangent.
+    logits, labels = logits_of(2, 7), jnp.asarray([3, 6])
+
+    def by_hand(logits):
+        return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+
+    def scalar(function):
+        return jax.grad(
+            lambda x: (lambda lse, picked: (jnp.square(lse) - 3 * jnp.sin(picked)).sum())(*function(x))
+        )
+
+    got = scalar(lambda x: losses.logsumexp_and_pick(x, labels))(logits)
+    np.testing.assert_allclose(got, scalar(by_hand)(logits), atol=2e-6)
+
+
+def test_padded_columns_have_no_share():
+    logits, labels = logits_of(2, 3, 10), jnp.zeros((2, 3), jnp.int32)
+    padded = jnp.concatenate([logits, jnp.full((2, 3, 6), -jnp.inf)], -1)
+    both = jax.value_and_grad(lambda x: losses.cross_entropy(x, labels).sum())
+    (value, gradient), (want, want_gradient) = both(padded), both(logits)
+    assert value == pytest.approx(float(want), rel=1e-6)
+    np.testing.assert_array_equal(gradient[..., 10:], 0)
+    np.testing.assert_allclose(gradient[..., :10], want_gradient, atol=1e-7)
+
+
+def test_large_logits_do_not_overflow():
+    logits = jnp.asarray([[1e30, -1e30, 0.0]])
+    assert losses.cross_entropy(logits, jnp.asarray([0])) == 0
+    assert np.all(np.isfinite(jax.grad(lambda x: losses.cross_entropy(x, jnp.asarray([1])).sum())(logits)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_copy_of_the_logits(dtype):
+    logits, labels = jax.ShapeDtypeStruct((2, 64, 4096), dtype), jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def temporary(function):
+        compiled = jax.jit(function).lower(logits, labels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def total(logits, labels):
+        return losses.cross_entropy(logits, labels).sum()
+
+    one_copy = 2 * 64 * 4096 * 2  # bytes, in bf16: the smallest copy there could be
+    assert temporary(total) < one_copy / 4
+    assert temporary(jax.grad(total)) < one_copy / 4  # the gradient itself is the result
+
+
+def test_a_sharded_vocabulary_is_not_gathered():
+    mesh = parallel.make_mesh(data=2, tensor=4)
+    rules = parallel.make_rules(mesh)
+    logits, labels = (
+        logits_of(4, 6, 64),
+        jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 6)), jnp.int32),
+    )
+
+    def total(logits, labels):
+        return losses.cross_entropy(logits, labels).sum()
+
+    both = jax.value_and_grad(total)
+    want, want_gradient = jax.jit(both)(logits, labels)
+    sharded = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
+    with parallel.use(rules):
+        compiled = jax.jit(both).lower(sharded, labels).compile()
+        value, gradient = compiled(sharded, jax.device_put(labels, compiled.input_shardings[0][1]))
+    assert "all-reduce" in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
+    assert value == pytest.approx(float(want), rel=1e-6)
+    np.testing.assert_allclose(gradient, want_gradient, atol=1e-6)
+
+
+def test_causal_labels_are_shifted_and_minus_100_is_ignored():
+    logits = logits_of(2, 4, 37)
+    labels = np.asarray([[5, 6, -100, 7], [-100, -100, 8, -100]], np.int32)
+    value, metrics = train.loss(LM, outputs(logits=logits), {"labels": labels})
+    # position t predicts label t + 1
+    each = [reference(logits[0, 0], np.asarray(6)), reference(logits[0, 2], np.asarray(7))]
+    each += [reference(logits[1, 1], np.asarray(8))]
+    assert value.dtype == jnp.float32
+    assert value == pytest.approx(np.mean(each), rel=1e-6)
+    assert metrics["loss"] == value
+    assert metrics["tokens"] == 3
+    assert set(metrics) == {"loss", "tokens"}
+
+
+def test_all_ignored_is_zero_over_zero_labels():
+    labels = jnp.full((2, 4), -100)
+
+    def value(logits):
+        value, metrics = train.loss(LM, outputs(logits=logits), {"labels": labels})
+        return value, metrics["tokens"]
+
+    (loss, tokens), gradient = jax.value_and_grad(value, has_aux=True)(logits_of(2, 4, 37))
+    assert loss == 0
+    assert tokens == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_single_label_classification():
+    logits, labels = logits_of(5, 3), np.asarray([0, 2, 1, -100, 2])
+    for config in ({"num_labels": 3}, {"num_labels": 3, "problem_type": "single_label_classification"}):
+        value, metrics = train.loss(classifier(**config), outputs(logits=logits), {"labels": labels})
+        keep = labels >= 0
+        assert value == pytest.approx(reference(logits[keep], labels[keep]).mean(), rel=1e-6)
+        assert metrics["tokens"] == 4
+
+
+def test_regression():
+    logits = logits_of(4, 1)
+    for labels in (np.arange(4.0, dtype=np.float32), np.arange(4.0, dtype=np.float32)[:, None]):
+        value, _ = train.loss(classifier(num_labels=1), outputs(logits=logits), {"labels": labels})
+        assert value == pytest.approx(np.square(np.asarray(logits)[:, 0] - np.arange(4)).mean(), rel=1e-6)
+    wide, labels = logits_of(4, 3), np.ones((4, 3), np.float32)
+    model = classifier(num_labels=3, problem_type="regression")
+    value, _ = train.loss(model, outputs(logits=wide), {"labels": labels})
+    assert value == pytest.approx(np.square(np.asarray(wide) - 1).mean(), rel=1e-6)
+
+
+def test_multi_label_classification_is_inferred_from_float_labels():
+    logits, labels = logits_of(4, 3), (np.arange(12).reshape(4, 3) % 2).astype(np.float32)
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    want = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean()
+    value, metrics = train.loss(classifier(num_labels=3), outputs(logits=logits), {"labels": labels})
+    assert value == pytest.approx(float(want), rel=1e-6)
+    assert metrics["tokens"] == 12
+
+
+def test_question_answering_clamps_ignores_and_averages():
+    start, end = logits_of(3, 6), logits_of(3, 6, seed=1)
+    # a negative position is the first; one past the text counts for nothing
+    batch = {"start_positions": np.asarray([2, -3, 9]), "end_positions": np.asarray([[4], [6], [5]])}
+    value, metrics = train.loss(QA, outputs(start_logits=start, end_logits=end), batch)
+    start_loss = reference(start[:2], np.asarray([2, 0])).mean()
+    end_loss = reference(end[np.asarray([0, 2])], np.asarray([4, 5])).mean()
+    assert value == pytest.approx((start_loss + end_loss) / 2, rel=1e-6)
+    assert metrics["start_loss"] == pytest.approx(start_loss, rel=1e-6)
+    assert metrics["end_loss"] == pytest.approx(end_loss, rel=1e-6)
+    assert metrics["tokens"] == 2
+
+
+def test_slices_add_up_to_the_batch():
+    # 3, 0 and 2 starts, other counts of ends: a mean of means would be another number
+    start, end = logits_of(6, 5), logits_of(6, 5, seed=1)
+    batch = {
+        "input_ids": np.zeros((6, 5), np.int32),
+        "start_positions": np.asarray([0, 4, 9, 9, 9, 2]),
+        "end_positions": np.asarray([1, 9, 3, 9, 4, 9]),
+    }
+    whole, _ = train.loss(QA, outputs(start_logits=start, end_logits=end), batch)
+    counts = losses.label_counts(QA, batch)
+    assert {name: int(count) for name, count in counts.items()} == {"start": 3, "end": 3}
+    parts = []
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        out = outputs(start_logits=start[rows], end_logits=end[rows])
+        found = losses.terms(QA, out, {name: value[rows] for name, value in batch.items()})
+        parts.append(losses.total(found, counts))
+    assert sum(parts) == pytest.approx(float(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "message"),
+    [
+        (LM, {"labels": np.asarray([[1, 37, 2]])}, "labels holds 37 in row 0: .* classes 0 to 36"),
+        (LM, {"labels": np.asarray([[1, 1, 1], [1, -7, 2]])}, "labels holds -7 in row 1"),
+        (classifier(num_labels=3), {"labels": np.asarray([0, 3])}, "holds 3 in row 1: .* classes 0 to 2"),
+        (classifier(num_labels=3), {"labels": np.ones((2, 2), np.float32)}, r"needs \[B, num_labels\]"),
+        (LM, {"input_ids": np.zeros((1, 3), np.int32)}, "the batch has no 'labels'"),
+        (modelzoo.GPTJModel(tiny_gptj()), {}, r"GPTJModel \(task 'base'\) has no loss"),
+    ],
+)
+def test_wrong_labels_are_named(model, batch, message):
+    with pytest.raises(ValueError, match=message):
+        train.loss(model, outputs(logits=jnp.zeros((2, 3, 37))), batch)
+
+
+def test_a_wrong_label_that_nobody_could_look_at_makes_nan():
+    labels = jnp.asarray([[1, 37, 2]])  # column 37 exists: it pads the vocabulary
+    value, _ = jax.jit(
+        lambda labels: train.loss(LM, outputs(logits=jnp.zeros((1, 3, 40))), {"labels": labels})
+    )(labels)
+    assert np.isnan(value)

@@ -1,0 +1,59 @@
+"""Layer normalisation against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modelzoo.layers.norm import LayerNorm, normalize
+
+
+def reference(x, epsilon, scale=1.0, bias=0.0):
+    x = np.asarray(x, np.float64)
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + epsilon) * scale + bias
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-12, 0.5])
+def test_against_float64(epsilon):
+    random = np.random.default_rng(0)
+    x = random.normal(3.0, 2.0, (4, 5, 33)).astype(np.float32)
+    scale, bias = random.normal(size=(2, 33)).astype(np.float32)
+    params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+    y = LayerNorm(33, epsilon).apply({"params": params}, jnp.asarray(x))
+    np.testing.assert_allclose(y, reference(x, epsilon, scale, bias), atol=3e-6)
+
+
+def test_a_large_mean_does_not_cancel():
+    """E[x²] - E[x]² would lose everything here: 1000² + 1 in float32."""
+    x = np.random.default_rng(0).normal(1000.0, 1.0, (8, 256)).astype(np.float32)
+    np.testing.assert_allclose(normalize(jnp.asarray(x), 1e-5), reference(x, 1e-5), atol=5e-4)
+
+
+def test_a_constant_row_is_zero_with_a_finite_gradient():
+    x = jnp.full((2, 8), 3.0)
+    assert (normalize(x, 1e-5) == 0).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(normalize(x, 1e-5) ** 3))(x)).all()
+
+
+def test_statistics_are_float32_in_bfloat16():
+    """The result is the float32 result rounded once."""
+    x = jnp.asarray(np.random.default_rng(0).normal(5.0, 2.0, (4, 300)), jnp.bfloat16)
+    layer = LayerNorm(300, dtype=jnp.bfloat16)
+    y = layer.apply(layer.init(jax.random.key(0), x), x)
+    assert y.dtype == jnp.bfloat16
+    expected = reference(x.astype(jnp.float32), 1e-5)
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_starts_as_the_identity_of_a_normed_row():
+    params = LayerNorm(6, param_dtype=jnp.float16).init(jax.random.key(0), jnp.ones((1, 6)))["params"]
+    assert (params["scale"].value == 1).all()
+    assert (params["bias"].value == 0).all()
+    assert {params[name].names for name in params} == {("embed",)}
+    assert {params[name].value.dtype for name in params} == {jnp.dtype("float16")}
+
+
+def test_a_scale_of_another_width_is_refused():
+    with pytest.raises(ValueError, match=r"parameter scale has shape \(1,\), but the config makes it \(6,\)"):
+        LayerNorm(6).apply({"params": {"scale": jnp.ones(1), "bias": jnp.ones(6)}}, jnp.ones((2, 6)))

@@ -1,0 +1,80 @@
+"""Names find configs and classes, and every family is whole."""
+
+import pytest
+
+import modelzoo
+from modelzoo import registry
+from modelzoo.config import ModelConfig
+from modelzoo.model import Model
+from modelzoo.weights import WeightTable
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES.values(), ids=registry.FAMILIES)
+def test_families_are_whole(family):
+    assert family.config_class.model_type == family.model_type
+    assert issubclass(family.config_class, ModelConfig)
+    assert isinstance(family.weights, WeightTable)
+    assert family.classes[0].task == "base"
+    assert all(issubclass(cls, Model) for cls in family.classes)
+    assert all(isinstance(preset, family.config_class) for preset in family.presets.values())
+    assert any(name.startswith("tiny-") for name in family.presets)
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES.values(), ids=registry.FAMILIES)
+def test_families_are_public(family):
+    """modelzoo.X is the class that the registry calls X."""
+    for cls in (family.config_class, *family.classes):
+        assert getattr(modelzoo, cls.__name__) is cls
+        assert cls.__name__ in modelzoo.__all__
+
+
+def test_get_model_class():
+    assert modelzoo.get_model_class("GPTJForCausalLM") is modelzoo.GPTJForCausalLM
+    with pytest.raises(ValueError, match="unknown model class 'GPTJForCausalLMs': flaxtron has .*GPTJForCausalLM"):
+        modelzoo.get_model_class("GPTJForCausalLMs")
+
+
+def test_tasks_tell_the_classes_apart():
+    tasks = [cls.task for cls in modelzoo.get_family("gptj").classes]
+    assert tasks == ["base", "causal_lm", "sequence_classification", "question_answering"]
+
+
+def test_get_family():
+    assert modelzoo.get_family("gptj").config_class is modelzoo.GPTJConfig
+    with pytest.raises(ValueError, match="unknown model_type 'gpt2': flaxtron has .*gptj"):
+        modelzoo.get_family("gpt2")
+
+
+def test_every_preset_is_found():
+    presets = modelzoo.list_presets()
+    assert presets == sorted(presets)
+    assert {"gpt-j-6b", "tiny-gptj"} <= set(presets)
+    for name in presets:
+        assert isinstance(modelzoo.get_config(name), ModelConfig)
+
+
+def test_get_config_changes_fields():
+    config = modelzoo.get_config("tiny-gptj", n_layer=5, rotary_dim=None)
+    assert (config.n_layer, config.rotary_dim) == (5, None)
+    assert config.n_embd == modelzoo.get_config("tiny-gptj").n_embd
+    assert modelzoo.get_config("tiny-gptj").n_layer != 5
+
+
+def test_get_config_refuses():
+    with pytest.raises(ValueError, match="unknown preset 'gpt-j-7b': flaxtron has .*gpt-j-6b"):
+        modelzoo.get_config("gpt-j-7b")
+    with pytest.raises(ValueError, match="GPTJConfig has no field 'n_layers': it has .*'n_layer'"):
+        modelzoo.get_config("tiny-gptj", n_layers=5)
+    with pytest.raises(ValueError, match=r"GPTJConfig\.n_head"):
+        modelzoo.get_config("tiny-gptj", n_head=0)
+
+
+def test_the_gpt_j_preset_is_the_published_model():
+    """EleutherAI/gpt-j-6b's config.json."""
+    config = modelzoo.get_config("gpt-j-6b")
+    sizes = dict(vocab_size=50400, n_positions=2048, n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, n_inner=None)
+    assert {name: getattr(config, name) for name in sizes} == sizes
+    assert (config.activation_function, config.layer_norm_epsilon) == ("gelu_new", 1e-5)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (50256, 50256, None)
+    assert (config.num_layers, config.hidden_size, config.max_positions) == (28, 4096, 2048)
+    assert (config.head_dim, config.mlp_dim, config.cache_heads) == (256, 16384, (16, 256))

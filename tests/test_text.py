@@ -1,0 +1,90 @@
+"""Tokenizers from a checkpoint's folder, and text that comes in pieces."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from inference.text import TextStream, encode, read_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Byte-level, trained on ASCII: every other character takes several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["def main(): return the end of the function"] * 3, trainer)
+    return tokenizer
+
+
+def pieces(tokenizer, ids, prompt=(), chunk=1):
+    stream = TextStream(tokenizer, prompt)
+    return [*(stream.push(ids[i : i + chunk]) for i in range(0, len(ids), chunk)), stream.finish()]
+
+
+@pytest.mark.parametrize("text", ["the end", "naïve café", "日本語です", "a👩‍👩‍👧b🎉", "\n\tx = '€'\n"])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_pieces_join_to_the_text_and_never_split_a_character(tokenizer, text, chunk):
+    ids = tokenizer.encode(text).ids
+    parts = pieces(tokenizer, ids, chunk=chunk)
+    assert "".join(parts) == text
+    assert not any("\ufffd" in part for part in parts)
+
+
+def test_multi_byte_characters_are_held_back_until_they_end(tokenizer):
+    ids = tokenizer.encode("€").ids
+    assert len(ids) == 3
+    assert pieces(tokenizer, ids) == ["", "", "€", ""]
+    assert pieces(tokenizer, ids[:2]) == ["", "", "\ufffd"]
+
+
+def test_any_tokens_give_what_one_decode_gives(tokenizer):
+    source = random.Random(0)
+    for _ in range(200):
+        ids = [source.randrange(tokenizer.get_vocab_size()) for _ in range(source.randrange(1, 30))]
+        assert "".join(pieces(tokenizer, ids, chunk=source.randrange(1, 4))) == tokenizer.decode(ids)
+
+
+def test_words_keep_the_space_that_a_decoder_drops_at_a_start():
+    tokenizer = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "c": 2}, unk_token="c"))
+    tokenizer.decoder = decoders.Metaspace()
+    assert tokenizer.decode([1, 2]) == "bc"
+    assert "".join(pieces(tokenizer, [1, 2], prompt=[0])) == " bc"
+
+
+def test_tokenizer_json_is_read_without_truncation_or_padding(tokenizer, tmp_path):
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.enable_truncation(4)
+    copy.enable_padding(length=32)
+    copy.save(str(tmp_path / "tokenizer.json"))
+    text = "the end of the function"
+    assert read_tokenizer(tmp_path).encode(text).ids == tokenizer.encode(text).ids
+
+
+def test_vocab_and_merges_make_the_same_tokenizer(tokenizer, tmp_path):
+    tokenizer.model.save(str(tmp_path))
+    again = read_tokenizer(tmp_path)
+    text = "def main(): €<|endoftext|>"
+    assert again.encode(text).ids == tokenizer.encode(text).ids
+    assert again.decode(again.encode(text).ids) == "def main(): €"
+
+
+def test_missing_and_damaged_tokenizers_are_named(tmp_path):
+    with pytest.raises(OSError, match=r"no tokenizer in .*there is no tokenizer.json"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "error"), [("", "a prompt is empty"), ("a\udcff", "not valid UTF-8")])
+def test_prompts_that_are_no_text_are_refused(tokenizer, text, error):
+    with pytest.raises(ValueError, match=error):
+        encode(tokenizer, text)
