@@ -9,6 +9,7 @@ without its lengths. Row i draws from keys of its own, so what it samples does n
 beside it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -258,10 +259,30 @@ def _continue(
 
     def body(state: DecodeState) -> DecodeState:
         token_B = lax.dynamic_slice_in_dim(state.tokens, state.cache.index, 1, axis=1)[:, 0]
-        logits, cache = decode_step(model, params, token_B, state.positions, state.cache)
-        return _append(state.replace(cache=cache, positions=state.positions + 1), logits, config)
+        logits, cache = decode_step(model, params, token_B, state.positions, _loaded(state.cache))
+        state = state.replace(cache=_carried(cache), positions=state.positions + 1)
+        return _append(state, logits, config)
 
-    return lax.while_loop(unfinished, body, state)
+    state = lax.while_loop(unfinished, body, state.replace(cache=_carried(state.cache)))
+    return state.replace(cache=_loaded(state.cache))
+
+
+def _carried(cache: modelzoo.Cache) -> modelzoo.Cache:
+    """A cache as the loop carries it: one of a single row without its batch dimension.
+
+    XLA drops a dimension of 1 before it multiplies. While the loop carries it all the same, XLA on a CPU copies the
+    whole cache four times in every step; `LayerCache.write` has its part in this.
+    """
+    if cache.mask.shape[0] > 1:
+        return cache
+    return dataclasses.replace(cache, layers=jax.tree.map(lambda slots: slots[0], cache.layers))
+
+
+def _loaded(cache: modelzoo.Cache) -> modelzoo.Cache:
+    """The inverse of `_carried`."""
+    if cache.mask.shape[0] > 1:
+        return cache
+    return dataclasses.replace(cache, layers=jax.tree.map(lambda slots: slots[None], cache.layers))
 
 
 def _start(

@@ -93,8 +93,9 @@ def choose(logits: jax.Array, rngs: jax.Array | None, config: GenerationConfig) 
     if config.do_sample:
         assert rngs is not None
         noise = jax.vmap(lambda rng: jax.random.gumbel(rng, logits.shape[1:]))(rngs)
-        # Fused into the argmax the noise would be computed one element at a time: 3 times slower on a CPU.
-        logits = logits + lax.optimization_barrier(noise)
+        # An argmax would pull the noise into its loop, one element at a time: 2 to 4 times slower on a CPU.
+        _, highest = lax.top_k(logits + noise, 1)
+        return highest[:, 0]
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 

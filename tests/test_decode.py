@@ -1,6 +1,7 @@
 """The decode loop, with a fake model whose every token is known in advance and with a tiny GPT-J."""
 
 import dataclasses
+import re
 from typing import Any, ClassVar
 
 import jax
@@ -222,6 +223,24 @@ def test_padding_side_and_bucket_do_not_change_tokens(gptj):
     out = inference.generate(model, params, right, right > 0, config)
     for row in range(3):
         assert left.sequences[row, 6:].tolist() == out.sequences[row, : out.lengths[row]].tolist()[-8:]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_the_loop_updates_its_cache_in_place(gptj, num_rows, monkeypatch):
+    model, params = gptj
+    texts = []
+
+    def compile_only(**arguments):
+        texts.append(program.lower(**arguments).compile().as_text())
+        return program(**arguments)
+
+    program: Any = decode._continue
+    monkeypatch.setattr(decode, "_continue", compile_only)
+    ids = np.ones((num_rows, 4), int)
+    inference.generate(model, params, ids, config=GenerationConfig(max_new_tokens=40, min_new_tokens=1))
+    # [.., heads 4, slots 64, 16]: nothing of the cache's shape may be copied.
+    assert re.search(r"\[(\d,)?4,64,16\]\S* dynamic-update-slice\(", texts[0])
+    assert not re.search(r"\[(\d,)?4,64,16\]\S* copy\(", texts[0])
 
 
 @pytest.mark.parametrize(

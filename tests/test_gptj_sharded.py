@@ -214,10 +214,9 @@ def test_activations_lie_where_the_rules_say():
     assert hidden.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("sizes", [dict(tensor=4), dict(data=2, fsdp=2, tensor=2)], ids=str)
-def test_cached_decoding(sizes):
+def test_cached_decoding():
     """A prompt, then two single tokens, on unstacked parameters and cache."""
-    rules, ids = make_rules(**sizes), jnp.asarray(BATCH["input_ids"])
+    rules, ids = make_rules(data=2, fsdp=2, tensor=2), jnp.asarray(BATCH["input_ids"])
     placed = modelzoo.unstack_layers(parallel.shard_params(params(), MODEL, rules))
     cache, logits = modelzoo.unstack_layers(MODEL.init_cache(B, 16)), []
     with parallel.use(rules):

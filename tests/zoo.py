@@ -1,5 +1,6 @@
 """Small models and parameters for tests: what several test files would otherwise each make for themselves."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import modelzoo
+
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""jit for programs that run once or twice: most of their time is LLVM's optimisation, which changes no contract."""
 
 
 def tiny_gptj(**overrides: Any) -> modelzoo.GPTJConfig:

@@ -233,9 +233,11 @@ def check_labels(model: Any, batch: Mapping[str, Any]) -> None:
         labels = batch.get(part.labels)
         if not isinstance(labels, np.ndarray):
             continue
-        target = jax.tree.map(np.asarray, _target(model, part, batch)._replace(score=None))
+        with jax.ensure_compile_time_eval():  # numpy labels are numbers even where the caller traces
+            target = _target(model, part, batch)
         if target.num_classes is None:
             continue
+        target = jax.tree.map(np.asarray, target._replace(score=None))
         wrong = target.valid & ((target.labels < 0) | (target.labels >= target.num_classes))
         if wrong.any():
             label = target.labels[wrong][0]

@@ -36,7 +36,13 @@ class LayerCache:
             )
 
         def put(slots: jax.Array, new: jax.Array) -> jax.Array:
-            slots = lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), index, axis=2)
+            new = new.astype(slots.dtype)
+            if slots.shape[0] == 1:
+                # A batch of one is updated without its dimension, which XLA drops wherever it reads the cache: told
+                # so, it writes in place (`inference.decode` carries such a cache likewise).
+                slots = lax.dynamic_update_slice_in_dim(slots[0], new[0], index, axis=1)[None]
+            else:
+                slots = lax.dynamic_update_slice_in_dim(slots, new, index, axis=2)
             return constrain(slots, "act_batch", "act_heads", None, None)
 
         return LayerCache(put(self.key, key_BKTH), put(self.value, value_BKTH))

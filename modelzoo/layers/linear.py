@@ -133,5 +133,5 @@ class Linear(nn.Module):
         y = lax.dot_general(x.astype(self.dtype), kernel, (contract, ((), ())))
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, self.axes[num_in:], *dtypes)
-            y = y + jnp.broadcast_to(bias, y.shape)
+            y = add_bias(y, bias)
         return y
