@@ -1,1 +1,1 @@
-"""flaxtron beside transformers on the same weights, in one run: ratios, never absolute times alone."""
+"""Side by side with transformers (torch) on the same weights: ratios, and fractions of what the machine can do."""

@@ -1,70 +1,93 @@
-"""`python -m benchmarks`: decoding and training beside transformers on the same weights, as ratios."""
+"""`python -m benchmarks [all | decode | train]`: this library against transformers (torch), as ratios.
 
+A random checkpoint is written once, and both sides read it. Without torch only the fractions of what the machine
+can do are printed.
+"""
+
+import contextlib
 import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks import decode, train_step
+from benchmarks.checkpoint import Checkpoint
+from benchmarks.machine import Machine
+from benchmarks.sides import Shape, Worker, has_torch
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Times flaxtron and transformers (torch) in turn, on the same weights. Without torch, flaxtron alone."""
+    """The command line."""
 
     what: tyro.conf.Positional[Literal["all", "decode", "train"]] = "all"
     """What to measure."""
-    width: int = 768
-    """D of the GPT-J."""
-    layers: int = 12
-    """L."""
-    heads: int = 12
-    """N."""
-    vocab_size: int = 50400
-    """V."""
+    shape: Shape = dataclasses.field(default_factory=Shape)
+    """The model."""
     batches: tuple[int, ...] = (1, 8)
-    """Batch sizes of decoding."""
-    new_tokens: int = 48
-    """Tokens that decoding is timed over."""
+    """decode: batch sizes."""
+    prompt_length: int = 16
+    """decode: tokens of a prompt."""
+    new_tokens: int = 32
+    """decode: tokens to measure over."""
     train_batch: int = 4
-    """B of the training step."""
+    """train: sequences in a step."""
     train_length: int = 256
-    """T of the training step."""
+    """train: tokens of a sequence."""
     rounds: int = 5
-    """Alternations that count; the figures are their medians."""
+    """How often each side runs; medians are taken."""
+    torch: bool = True
+    """Measure torch too, where it is installed."""
 
 
-def run(flags: Flags) -> dict[str, list[dict[str, Any]]]:
-    """Measures what the flags ask for.
+def run(flags: Flags, side: Any = Worker) -> None:
+    """Measures and prints.
 
-    Returns:
-        Rows by benchmark.
+    Args:
+        flags: what, and how large.
+        side: `Worker`, or `Local` to stay in this process.
     """
-    from benchmarks import decode, peers, train_step
+    shape, rng = flags.shape, np.random.default_rng(1)
+    torch = flags.torch and has_torch()
+    if flags.torch and not torch:
+        print("torch and transformers are not installed: no ratios (pip install -e '.[parity]')")
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as always:
+        folder = Path(name)
+        with side(Checkpoint, shape, folder):
+            pass
+        limits = always.enter_context(side(Machine, shape, flags.train_batch * flags.train_length))
 
-    config = peers.gptj_config(flags.width, flags.layers, flags.heads, flags.vocab_size)
-    results = {}
-    if flags.what in ("all", "decode"):
-        results["decode"] = decode.measure(config, flags.batches, flags.new_tokens, flags.rounds)
-    if flags.what in ("all", "train"):
-        results["train step"] = train_step.measure(
-            config, flags.train_batch, flags.train_length, flags.rounds
-        )
-    return results
+        def both(kind: Any, opened: contextlib.ExitStack, *args: Any) -> dict[str, Any]:
+            sides = {"flaxtron": opened.enter_context(side(kind.Flaxtron, folder, *args))}
+            if torch:
+                sides["torch"] = opened.enter_context(side(kind.Torch, folder, *args))
+            return sides
+
+        for batch in flags.batches if flags.what != "train" else ():
+            with contextlib.ExitStack() as opened:
+                prompt = rng.integers(1, shape.vocab_size, (batch, flags.prompt_length), np.int64)
+                sides = both(decode, opened, prompt, flags.new_tokens)
+                show(decode.compare(sides, limits, shape, batch, flags.new_tokens, flags.rounds))
+        if flags.what != "decode":
+            with contextlib.ExitStack() as opened:
+                size = (flags.train_batch, flags.train_length)
+                sides = both(train_step, opened, rng.integers(1, shape.vocab_size, size, np.int32))
+                show(train_step.compare(sides, limits, shape, *size, flags.rounds))
+
+
+def show(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
 
 
 def main() -> None:
-    """Measures and prints tables."""
-    results = run(tyro.cli(Flags, prog="python -m benchmarks"))
-    for name, rows in results.items():
-        table = Table(title=f"{name} (ratio: flaxtron over torch, median of rounds)", title_justify="left")
-        for column in rows[0]:
-            table.add_column(column, justify="right")
-        for row in rows:
-            table.add_row(
-                *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values())
-            )
-        Console(width=120).print(table)
+    """Reads the flags."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    run(tyro.cli(Flags, prog="python -m benchmarks", description=__doc__))
 
 
 if __name__ == "__main__":

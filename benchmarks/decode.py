@@ -1,73 +1,113 @@
-"""Greedy decoding, tokens per second after the prompt, beside transformers (torch, eager) on the same weights."""
+"""Decoding: greedy tokens a second of `inference.generate` against transformers' `generate`, the same weights.
 
-from collections.abc import Callable
+The time of a token is that of a generation of n + 1 tokens less that of one of 1 token, so that the prompt's
+pass is not in it.
+"""
+
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import inference
-import modelzoo
-from benchmarks import machine, peers
-
-PROMPT, SHORT = 16, 4
+from benchmarks.sides import Seconds, Shape, alternate, median, ratio
 
 
-def measure(
-    config: modelzoo.GPTJConfig, batches: tuple[int, ...], new_tokens: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Decodes with every batch size.
+class Flaxtron:
+    """Our side."""
 
-    Args:
-        config: the model.
-        batches: sizes to try.
-        new_tokens: timed; a shorter run is subtracted, so that the prompt and what surrounds the loop do not count.
-        rounds: alternations.
+    def __init__(self, folder: Path, prompt: np.ndarray, num_new: int):
+        from parallel.host import keep_freed_memory
 
-    Returns:
-        One row per batch: medians of tokens per second, their ratio, and the share of the read bandwidth that reading
-        every weight once per step amounts to.
-    """
-    peer, model, params = peers.make_pair(config)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - config.vocab_size * config.n_embd * 4
-    params = inference.prepare(model, params)
-    return [_one_batch(peer, model, params, weights, batch, new_tokens, rounds) for batch in batches]
+        keep_freed_memory()  # as `python -m inference` does
+        import inference
+        import modelzoo
+
+        model, params = modelzoo.from_hf(folder)
+        self._model, self._params = model, inference.prepare(model, params)
+        self._prompt = prompt
+        for count in (1, num_new + 1):  # compiles
+            self.generate(count)
+
+    def generate(self, count: int) -> np.ndarray:
+        """Continues the prompts by `count` tokens; returns them [B, count]."""
+        import inference
+
+        config = inference.GenerationConfig(max_new_tokens=count, eos_token_id=None, pad_token_id=0)
+        out = inference.generate(self._model, self._params, self._prompt, config=config)
+        return np.asarray(out.sequences)[:, self._prompt.shape[1] :]
 
 
-def _one_batch(
-    peer: Any, model: modelzoo.Model, params: Any, weights: int, batch: int, new_tokens: int, rounds: int
-) -> dict[str, Any]:
-    ids = np.random.default_rng(0).integers(1, model.config.vocab_size, (batch, PROMPT))
+class Torch:
+    """Transformers, as `from_pretrained` gives it."""
 
-    def ours(count: int) -> None:
-        how = inference.GenerationConfig(max_new_tokens=count, eos_token_id=None, pad_token_id=0)
-        inference.generate(model, params, ids, config=how)
+    def __init__(self, folder: Path, prompt: np.ndarray, num_new: int):
+        import torch
+        import transformers
 
-    def theirs(count: int) -> None:
+        transformers.logging.set_verbosity_error()
+        self._model = transformers.GPTJForCausalLM.from_pretrained(folder).eval()
+        self._prompt = torch.from_numpy(prompt)
+        self.generate(2)
+
+    def generate(self, count: int) -> np.ndarray:
+        """Continues the prompts by `count` tokens; returns them [B, count]."""
         import torch
 
-        mask = torch.ones(ids.shape, dtype=torch.long)
-        options = dict(max_new_tokens=count, do_sample=False, pad_token_id=0)
         with torch.inference_mode():
-            peer.generate(torch.tensor(ids), attention_mask=mask, **options)
+            tokens = self._model.generate(
+                self._prompt,
+                attention_mask=torch.ones_like(self._prompt),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return tokens[:, self._prompt.shape[1] :].numpy()
 
-    def speed(run: Callable[[int], None]) -> float:
-        """Tokens per second between a short and a long run."""
-        times = [machine.seconds(lambda count=count: run(count)) for count in (SHORT, SHORT + new_tokens)]
-        return batch * new_tokens / (times[1] - times[0])
 
-    contestants = {"flaxtron": lambda: speed(ours), "bandwidth": machine.read_bandwidth()}
-    if peer is not None:
-        contestants["torch"] = lambda: speed(theirs)
-    figures = machine.alternate(contestants, rounds)
-    pairs = zip(figures["flaxtron"], figures["bandwidth"], strict=True)
-    row = {
-        "batch": batch,
-        "flaxtron tok/s": float(np.median(figures["flaxtron"])),
-        "of read bandwidth": float(np.median([weights * speed / batch / peak for speed, peak in pairs])),
-        "bandwidth GB/s": float(np.median(figures["bandwidth"])) / 1e9,
-    }
-    if peer is not None:
-        row["torch tok/s"] = float(np.median(figures["torch"]))
-        row["ratio"] = machine.ratio(figures, "flaxtron", "torch")
-    return row
+def compare(
+    sides: dict[str, Any], machine: Any, shape: Shape, batch: int, num_new: int, rounds: int
+) -> list[str]:
+    """Measures one batch size.
+
+    Args:
+        sides: "flaxtron" and perhaps "torch", workers of the classes above.
+        machine: a worker of `machine.Machine`.
+        shape: of the model.
+        batch: B.
+        num_new: new tokens a row.
+        rounds: how often each side runs.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        RuntimeError: the sides chose other tokens.
+    """
+    tokens = {name: side.call("generate", num_new)[0] for name, side in sides.items()}
+    for name, ours in tokens.items():
+        if not np.array_equal(ours, tokens["flaxtron"]):
+            raise RuntimeError(f"{name} and flaxtron choose different tokens: the ratio would mean nothing")
+
+    def turn(side: Any) -> Seconds:
+        return side.call("generate", num_new + 1)[1] - side.call("generate", 1)[1]
+
+    turns = {name: lambda side=side: turn(side) for name, side in sides.items()}
+    times = alternate(turns | {"read": lambda: machine.call("read")[1]}, rounds)
+    num_tokens, ours = batch * num_new, median(times["flaxtron"])
+    lines = [f"decode, batch {batch}, {num_new} tokens: flaxtron {num_tokens / ours.wall:.1f} tok/s"]
+    if "torch" in times:
+        gain = ratio(times["torch"], times["flaxtron"])
+        lines.append(
+            f"  torch {num_tokens / median(times['torch']).wall:.1f} tok/s; flaxtron / torch = {gain.wall:.2f}"
+            f" (by processor time {gain.cpu:.2f})"
+        )
+    if batch == 1:
+        share = 4 * shape.kernel_size * num_new / machine.call("read")[0]
+        reads = ratio(times["read"], times["flaxtron"])
+        speed = 4e-9 * shape.kernel_size * num_new / ours.wall
+        lines.append(
+            f"  weights read at {speed:.1f} GB/s = {share * reads.wall:.2f} of the machine's read bandwidth"
+        )
+    return lines

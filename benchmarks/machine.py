@@ -1,63 +1,47 @@
-"""What the machine itself can do, measured by JAX in the same run as what is compared with it."""
-
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+"""What JAX reaches on this machine at best: the speed of reading memory, and of multiplying matrices."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from benchmarks.sides import Shape
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call, its arrays ready."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+class Machine:
+    """Two programs whose speed nothing in a model can pass. Each method runs one once.
 
-
-def alternate(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Runs every contestant once a round, in turn, so that a machine whose speed drifts treats them alike.
-
-    Args:
-        contestants: name -> a function that returns its own figure.
-        rounds: how many counted rounds; one more, first, is thrown away.
+    Attributes:
+        num_bytes: what `read` reads.
+        num_flops: of `multiply`, by name of the product.
     """
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for round in range(rounds + 1):
-        for name, run in contestants.items():
-            figure = run()
-            if round:
-                figures[name].append(figure)
-    return figures
 
+    def __init__(self, shape: Shape, num_tokens: int):
+        width = shape.n_embd
+        self.num_bytes = 4 * width * max(shape.vocab_size * 4, 1)
+        self._array = jnp.ones((self.num_bytes // 4,))
+        self._sum = jax.jit(jnp.sum)
+        sizes = {
+            "attention": (num_tokens, width, width),
+            "fc_in": (num_tokens, width, 4 * width),
+            "fc_out": (num_tokens, 4 * width, width),
+            "lm_head": (num_tokens, width, shape.vocab_size),
+        }
+        self._matrices = {name: (jnp.ones((m, k)), jnp.ones((k, n))) for name, (m, k, n) in sizes.items()}
+        self._product = jax.jit(jnp.matmul)
+        self.num_flops = {name: 2 * m * k * n for name, (m, k, n) in sizes.items()}
+        self._repeats = {
+            name: max(1, round(self.num_flops["lm_head"] / flops)) for name, flops in self.num_flops.items()
+        }
+        self.read()
+        for name in sizes:
+            self.multiply(name)
 
-def ratio(figures: Mapping[str, list[float]], of: str, to: str) -> float:
-    """The median over rounds of one figure divided by another of the same round."""
-    return float(np.median([a / b for a, b in zip(figures[of], figures[to], strict=True)]))
+    def read(self) -> int:
+        """Sums a large array once; returns the bytes read."""
+        self._sum(self._array).block_until_ready()
+        return self.num_bytes
 
-
-def read_bandwidth(num_bytes: int = 1 << 29) -> Callable[[], float]:
-    """Makes a measurement of bytes per second read from memory: the best of three sums of a large array."""
-    array = jnp.ones(num_bytes // 4, jnp.float32)
-    total = jax.jit(jnp.sum)
-    return lambda: num_bytes / min(seconds(lambda: total(array)) for _ in range(3))
-
-
-def matmul_peak(rows: int, width: int, hidden: int) -> Callable[[], float]:
-    """Makes a measurement of FLOP/s of JAX's own float32 products, in the shapes of a training step.
-
-    A product [rows, width] x [width, hidden] and the two of its backward pass, the best of three times eight of each.
-    """
-    x, w, dy = (jnp.ones(shape, jnp.float32) for shape in ((rows, width), (width, hidden), (rows, hidden)))
-    products = (
-        jax.jit(lambda x, w, dy: x @ w),
-        jax.jit(lambda x, w, dy: dy @ w.T),
-        jax.jit(lambda x, w, dy: x.T @ dy),
-    )
-    flops = 2.0 * rows * width * hidden * len(products) * 8
-
-    def run() -> Any:
-        return [product(x, w, dy) for _ in range(8) for product in products]
-
-    return lambda: flops / min(seconds(run) for _ in range(3))
+    def multiply(self, name: str) -> int:
+        """Multiplies two matrices, small ones several times; returns the floating-point operations."""
+        for _ in range(self._repeats[name]):
+            self._product(*self._matrices[name]).block_until_ready()
+        return self._repeats[name] * self.num_flops[name]

@@ -1,80 +1,127 @@
-"""One training step (forward, backward, AdamW), tokens per second, beside transformers (torch) on the same weights."""
+"""Training: tokens a second of `train.make_train_step` against a transformers model and torch.optim.AdamW."""
 
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import modelzoo
-import train
-from benchmarks import machine, peers
-from train import optim
-from train.metrics import flops_per_token
+from benchmarks.sides import Seconds, Shape, alternate, median, ratio
+
+RATE = 1e-4
 
 
-def measure(config: modelzoo.GPTJConfig, batch: int, length: int, rounds: int) -> list[dict[str, Any]]:
-    """Trains on one batch again and again.
+class Flaxtron:
+    """Our side."""
+
+    def __init__(self, folder: Path, ids: np.ndarray):
+        from parallel.host import keep_freed_memory
+
+        keep_freed_memory()  # as `python -m train` does
+        import jax
+
+        import modelzoo
+        import train
+        from train import optim
+
+        model, params = modelzoo.from_hf(folder)
+        optimizer = optim.adamw(learning_rate=RATE, b2=0.999, weight_decay=0.01, clip_norm=None)
+        self._state: Any = train.init_state(model, optimizer, params=params, rng=jax.random.key(0))
+        self._step, self._batch = train.make_train_step(model, optimizer), {"input_ids": ids, "labels": ids}
+        del params
+        self.losses = [self.step(), self.step()]
+
+    def step(self) -> float:
+        """Takes a step, waits for its end, returns the loss before it."""
+        import jax
+
+        self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+        return float(metrics["loss"])
+
+    def first_losses(self) -> list[float]:
+        """The losses of the two steps that warmed up."""
+        return self.losses
+
+
+class Torch:
+    """Transformers in training mode with torch's fused AdamW, its quickest here."""
+
+    def __init__(self, folder: Path, ids: np.ndarray):
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self._model = transformers.GPTJForCausalLM.from_pretrained(folder).train()
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.01, fused=True
+        )
+        self._ids = torch.from_numpy(ids).long()
+        self.losses = [self.step(), self.step()]
+
+    def step(self) -> float:
+        """Takes a step, returns the loss before it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._model(self._ids, labels=self._ids).loss
+        loss.backward()
+        self._optimizer.step()
+        return loss.item()
+
+    def first_losses(self) -> list[float]:
+        """The losses of the two steps that warmed up."""
+        return self.losses
+
+
+def num_flops(shape: Shape, batch: int, length: int) -> int:
+    """Floating-point operations of the step's matrix products, attention counted whole as both sides compute it."""
+    scores = 2 * shape.n_layer * batch * length**2 * shape.n_embd
+    return 3 * (2 * batch * length * shape.kernel_size + 2 * scores)
+
+
+def compare(
+    sides: dict[str, Any], machine: Any, shape: Shape, batch: int, length: int, rounds: int
+) -> list[str]:
+    """Measures the step.
 
     Args:
-        config: the model.
+        sides: "flaxtron" and perhaps "torch", workers of the classes above.
+        machine: a worker of `machine.Machine`.
+        shape: of the model.
         batch: B.
         length: T.
-        rounds: alternations.
+        rounds: how often each side runs.
 
     Returns:
-        One row: medians of tokens per second, their ratio, and the share of JAX's own matmul peak that the step's model
-        FLOPs amount to.
+        Lines to print.
+
+    Raises:
+        RuntimeError: the sides' losses differ.
     """
-    peer, model, params = peers.make_pair(config)
-    ids = np.random.default_rng(0).integers(1, config.vocab_size, (batch, length)).astype(np.int32)
-    optimizer = optim.adamw(learning_rate=1e-5, weight_decay=0.01, clip_norm=None)
-    step = train.make_train_step(model, optimizer)
-    state = train.init_state(model, optimizer, params=params)
-    flops = flops_per_token(model, length)
-    del params
+    losses = {name: side.call("first_losses")[0] for name, side in sides.items()}
+    for name, found in losses.items():
+        if not np.allclose(found, losses["flaxtron"], rtol=1e-3):
+            raise RuntimeError(f"{name} has losses {found}, flaxtron {losses['flaxtron']}: not the same step")
 
-    def ours() -> float:
-        nonlocal state
+    def multiply(name: str) -> Seconds:
+        flops, seconds = machine.call("multiply", name)
+        return Seconds(seconds.wall / flops, seconds.cpu / flops)
 
-        def run() -> Any:
-            nonlocal state
-            state, metrics = step(state, {"input_ids": ids, "labels": ids})
-            return state, metrics
+    turns = {name: lambda side=side: side.call("step")[1] for name, side in sides.items()}
+    names = ("attention", "fc_in", "fc_out", "lm_head")
+    times = alternate(turns | {name: lambda name=name: multiply(name) for name in names}, rounds)
 
-        return batch * length / machine.seconds(run)
-
-    contestants = {
-        "flaxtron": ours,
-        "peak": machine.matmul_peak(batch * length, config.n_embd, config.mlp_dim),
-    }
-    if peer is not None:
-        import torch
-
-        peer.train()
-        labels = torch.tensor(ids, dtype=torch.long)
-        adamw = torch.optim.AdamW(peer.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-
-        def theirs() -> float:
-            def run() -> None:
-                adamw.zero_grad()
-                peer(input_ids=labels, labels=labels, use_cache=False).loss.backward()
-                adamw.step()
-
-            return batch * length / machine.seconds(run)
-
-        contestants["torch"] = theirs
-    figures = machine.alternate(contestants, rounds)
-    share = [speed * flops / peak for speed, peak in zip(figures["flaxtron"], figures["peak"], strict=True)]
-    row = {
-        "batch": f"{batch} x {length}",
-        "flaxtron tok/s": float(np.median(figures["flaxtron"])),
-        "of matmul peak": float(np.median(share)),
-        "peak GFLOP/s": float(np.median(figures["peak"])) / 1e9,
-    }
-    if peer is not None:
-        row |= {
-            "torch tok/s": float(np.median(figures["torch"])),
-            "ratio": machine.ratio(figures, "flaxtron", "torch"),
-        }
-    jax.block_until_ready(state)
-    return [row]
+    ours, flops = median(times["flaxtron"]), num_flops(shape, batch, length)
+    lines = [f"train step, {batch} x {length} tokens: flaxtron {batch * length / ours.wall:.1f} tok/s"]
+    if "torch" in times:
+        gain = ratio(times["torch"], times["flaxtron"])
+        lines.append(
+            f"  torch {batch * length / median(times['torch']).wall:.1f} tok/s; flaxtron / torch = {gain.wall:.2f}"
+            f" (by processor time {gain.cpu:.2f})"
+        )
+    products = {name: median(times[name]) for name in names}
+    best = min(products, key=lambda name: products[name].wall)
+    per_flop = ratio(times[best], [Seconds(t.wall / flops, t.cpu / flops) for t in times["flaxtron"]])
+    lines.append(
+        f"  {flops / ours.wall / 1e9:.0f} GFLOP/s = {per_flop.wall:.2f} of JAX's best matmul, "
+        f"{1e-9 / products[best].wall:.0f} GFLOP/s for {best} (by processor time {per_flop.cpu:.2f})"
+    )
+    return lines

@@ -63,6 +63,8 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: Any) -> Checkpoint:
     if is_run:
         folder = parallel.latest_checkpoint(path)
     elif not folder.is_dir():
+        if "/" in str(path) and folder.parent.is_dir():  # a mistyped folder is not asked for on the hub
+            raise OSError(f"no checkpoint at {str(path)!r}: there is no such folder")
         folder = _from_hub(str(path))
     content = _read_json(folder / CONFIG)
     try:

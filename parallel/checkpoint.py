@@ -15,6 +15,7 @@ A run's folder has checkpoints/STEP/, and each step's folder
 
 import contextlib
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -171,9 +172,7 @@ def restore_tree(folder: str | os.PathLike[str], target: Any, shapes: Any, what:
 
 def silence() -> None:
     """Keeps Orbax's own log off the terminal; its errors are exceptions."""
-    from absl import logging
-
-    logging.set_verbosity(logging.FATAL)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

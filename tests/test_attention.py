@@ -31,7 +31,9 @@ def reference(q, k, v, bias=None, head_mask=None):
 
 
 def causal(num_queries, num_keys):
-    return np.where(np.arange(num_keys) <= np.arange(num_queries)[:, None], 0.0, FLOAT32_MIN).astype(np.float32)
+    return np.where(np.arange(num_keys) <= np.arange(num_queries)[:, None], 0.0, FLOAT32_MIN).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("bias_shape", [None, (B, 1, 1, 7), (1, N, T, 7), (T, 7), (B, N, T, 7)], ids=str)
@@ -41,7 +43,9 @@ def test_dot_product_attention(bias_shape, masked):
     bias = None if bias_shape is None else random(*bias_shape)
     head_mask = np.array([1.0, 0.0, 0.25], np.float32) if masked else None
     given = [None if a is None else jnp.asarray(a) for a in (q, k, v, bias)]
-    context, probs = dot_product_attention(*given, head_mask=None if head_mask is None else jnp.asarray(head_mask))
+    context, probs = dot_product_attention(
+        *given, head_mask=None if head_mask is None else jnp.asarray(head_mask)
+    )
     expected_context, expected_probs = reference(q, k, v, bias, head_mask)
     np.testing.assert_allclose(probs, expected_probs, atol=2e-6)
     np.testing.assert_allclose(context, expected_context, atol=5e-6)
@@ -54,7 +58,9 @@ def test_softmax_is_float32_in_bfloat16():
     bias = jnp.array([1.25, 0.0])
     context, probs = dot_product_attention(q, k, jnp.ones((1, 1, 2, 1), jnp.bfloat16), bias)
     assert context.dtype == probs.dtype == jnp.bfloat16
-    np.testing.assert_allclose(probs[0, 0, 0].astype(jnp.float32), jax.nn.softmax(jnp.array([201.25, 202.0])), rtol=2**-8)
+    np.testing.assert_allclose(
+        probs[0, 0, 0].astype(jnp.float32), jax.nn.softmax(jnp.array([201.25, 202.0])), rtol=2**-8
+    )
 
 
 def test_scores_do_not_overflow():
@@ -88,11 +94,15 @@ class TestModule:
         y = np.einsum("btd,dnh->bnth", np.asarray(x, np.float64), self.kernels[name])
         return y + (np.asarray(self.params(True)[name]["bias"])[None, :, None] if biased else 0.0)
 
-    def expected(self, x, source=None, biased=False, bias=None, head_mask=None, before=(None, None), turn=lambda a: a):
+    def expected(
+        self, x, source=None, biased=False, bias=None, head_mask=None, before=(None, None), turn=lambda a: a
+    ):
         source = x if source is None else source
         q = turn(self.project("query", x, biased)) / np.sqrt(H)
         k, v = turn(self.project("key", source, biased)), self.project("value", source, biased)
-        k, v = (a if b is None else np.concatenate([b, a], axis=2) for a, b in zip((k, v), before, strict=True))
+        k, v = (
+            a if b is None else np.concatenate([b, a], axis=2) for a, b in zip((k, v), before, strict=True)
+        )
         context, probs = reference(q, k, v, bias, head_mask)
         y = np.einsum("bnth,nhd->btd", context, self.out_kernel)
         return y + (np.asarray(self.params(True)["out"]["bias"]) if biased else 0.0), probs
@@ -124,7 +134,9 @@ class TestModule:
     def test_prefix_keys_and_values_come_first_and_take_no_position(self):
         x, prefix = random(B, T, D), (random(B, N, 3, H, seed=4), random(B, N, 3, H, seed=5))
         bias = np.concatenate([np.zeros((T, 3), np.float32), causal(T, T)], axis=1)
-        got = self.apply(x, bias=jnp.asarray(bias), prefix=tuple(map(jnp.asarray, prefix)), rotary=lambda a: -2.0 * a)
+        got = self.apply(
+            x, bias=jnp.asarray(bias), prefix=tuple(map(jnp.asarray, prefix)), rotary=lambda a: -2.0 * a
+        )
         self.check(got[:2], self.expected(x, bias=bias, before=prefix, turn=lambda a: -2.0 * a))
         assert got[1].shape == (B, N, T, 3 + T)
 

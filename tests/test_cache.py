@@ -34,11 +34,12 @@ def test_no_buffer_stands_under_two_names():
     assert all(leaf.is_deleted() for leaf in (cache.layers.key, cache.layers.value))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("index", [0, 2, 3])
-def test_write(index):
+def test_write(index, batch):
     random = np.random.default_rng(0)
-    key, value = random.normal(size=(2, 2, 4, 6, 5)).astype(np.float32)
-    new_key, new_value = random.normal(size=(2, 2, 4, 3, 5)).astype(np.float32)
+    key, value = random.normal(size=(2, batch, 4, 6, 5)).astype(np.float32)
+    new_key, new_value = random.normal(size=(2, batch, 4, 3, 5)).astype(np.float32)
     cache = LayerCache(jnp.asarray(key), jnp.asarray(value))
     written = jax.jit(LayerCache.write)(cache, jnp.asarray(new_key), jnp.asarray(new_value), jnp.int32(index))
     key[:, :, index : index + 3], value[:, :, index : index + 3] = new_key, new_value
@@ -57,7 +58,9 @@ def test_write_converts_to_the_caches_dtype():
 def test_keys_of_another_batch_or_other_heads_are_refused(shape):
     """XLA would write the corner that fits."""
     cache = LayerCache(*(jnp.zeros((2, 4, 6, 5)),) * 2)
-    with pytest.raises(ValueError, match=r"the cache holds \[batch, heads, width\] = \[2, 4, 5\], but the new keys"):
+    with pytest.raises(
+        ValueError, match=r"the cache holds \[batch, heads, width\] = \[2, 4, 5\], but the new keys"
+    ):
         cache.write(*(jnp.ones(shape),) * 2, jnp.int32(0))
 
 
@@ -78,6 +81,12 @@ def test_admit_a_mask_of_all_slots_so_far():
     assert marks(cache) == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
 
 
+def test_admit_one_row_for_all():
+    assert marks(fresh().admit(jnp.array([[0, 1]]), 2)) == [[0, 1, 0, 0, 0, 0]] * 2
+    with pytest.raises(ValueError, match="broadcast"):
+        fresh().admit(jnp.ones((3, 2)), 2)
+
+
 def test_admit_under_jit_with_a_traced_index():
     cache = fresh()
     cache = cache.advance(cache.layers, 4)
@@ -87,7 +96,9 @@ def test_admit_under_jit_with_a_traced_index():
 
 @pytest.mark.parametrize("length", [1, 7])
 def test_a_mask_of_another_length_is_refused(length):
-    with pytest.raises(ValueError, match=rf"attention_mask has length {length}: .* new tokens \(2\), .* at most 6"):
+    with pytest.raises(
+        ValueError, match=rf"attention_mask has length {length}: .* new tokens \(2\), .* at most 6"
+    ):
         fresh().admit(jnp.ones((2, length)), 2)
 
 
@@ -130,7 +141,9 @@ def test_a_bias_says_what_is_seen_and_not_which_tokens_are_real():
 
 def test_a_cache_unstacks_and_stacks():
     cache = fresh()
-    cache = cache.replace(layers=jax.tree.map(lambda a: a + jnp.arange(3.0).reshape(3, 1, 1, 1, 1), cache.layers))
+    cache = cache.replace(
+        layers=jax.tree.map(lambda a: a + jnp.arange(3.0).reshape(3, 1, 1, 1, 1), cache.layers)
+    )
     apart = modelzoo.unstack_layers(cache)
     assert isinstance(apart.layers, tuple)
     assert [float(layer.value.max()) for layer in apart.layers] == [0.0, 1.0, 2.0]

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import modelzoo
 import parallel
 from parallel import checkpoint
+from tests.zoo import assert_equal
 
 CONFIG = modelzoo.get_config(
     "tiny-gptj", vocab_size=211, n_embd=32
@@ -55,7 +56,7 @@ def step_dir(params, tmp_path_factory):
 @pytest.mark.parametrize("axes", [{}, {"tensor": 4}, {"fsdp": 8}, {"data": 2, "tensor": 2}])
 def test_opens_bit_equal_on_any_mesh(step_dir, params, axes):
     restored = parallel.restore_params(step_dir, MODEL, rules_of(**axes) if axes else None)
-    jax.tree.map(np.testing.assert_array_equal, parallel.unpad_params(restored, MODEL), params)
+    assert_equal(parallel.unpad_params(restored, MODEL), params)
     if axes == {"tensor": 4}:
         table = restored["trunk"]["embed"]["embedding"]
         assert table.shape == (212, 32)
@@ -86,7 +87,7 @@ def test_what_is_cut_is_resharded_not_gathered():
 def test_converts_on_the_way(step_dir, params):
     restored = parallel.restore_params(step_dir, MODEL, dtype=jnp.bfloat16)
     expected = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert_equal(restored, expected)
 
 
 def test_finds_the_newest_that_is_finished(tmp_path):
@@ -103,7 +104,7 @@ def test_finds_the_newest_that_is_finished(tmp_path):
 
 def test_a_run_folder_is_taken_for_its_newest_checkpoint(step_dir, params):
     restored = parallel.restore_params(step_dir.parent.parent, MODEL)
-    jax.tree.map(np.testing.assert_array_equal, restored, params)
+    assert_equal(restored, params)
 
 
 def test_another_architecture_is_named_in_the_first_line(step_dir):

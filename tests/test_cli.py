@@ -1,4 +1,4 @@
-"""train/cli.py: help from docstrings, errors in one line, signals between steps."""
+"""train/cli.py: errors in one line, signals between steps."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import pytest
 
 from train import cli
 from train.data.sources import find_files
-from train.gin_files import Name
 
 
 def test_our_errors_become_one_line(capsys, monkeypatch):
@@ -54,24 +53,3 @@ def test_a_signal_asks_and_a_second_ctrl_c_interrupts(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) is before
-
-
-def example(size: int, name: str | None = None, wide: bool = False) -> None:
-    """Does nothing.
-
-    Args:
-        size: how large,
-            and how much.
-        name, wide: two more.
-
-    Returns:
-        nothing: at all.
-    """
-
-
-def test_help_names_type_default_and_meaning():
-    assert cli.describe("example", Name(example)) == [
-        "example.size (int; required): how large, and how much.",
-        "example.name (str | None; default None): two more.",
-        "example.wide (bool; default False): two more.",
-    ]

@@ -35,7 +35,9 @@ def test_written_names_are_those_of_transformers():
 
 
 def test_from_hf_leaves_unknown_keys_out():
-    config = GPTJConfig.from_hf({"model_type": "gptj", "n_layer": 3, "summary_type": "cls_index", "torch_dtype": "bfloat16"})
+    config = GPTJConfig.from_hf(
+        {"model_type": "gptj", "n_layer": 3, "summary_type": "cls_index", "torch_dtype": "bfloat16"}
+    )
     assert config == GPTJConfig(n_layer=3)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import modelzoo
 import parallel
-from train.experiment import CONFIGS, Experiment, gin_names
+from train.experiment import CONFIGS, Experiment, run_names
 from train.gin_files import Settings
 from train.state import abstract_state
 from train.step import make_train_step
@@ -70,7 +70,7 @@ def test_every_file_builds_to_an_abstract_step(file):
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("parallel/")])
 def test_a_layout_replaces_another_whole(file):
-    bound = Settings(gin_names(), [str(CONFIGS / file)]).bound("mesh")
+    bound = Settings(run_names(), [str(CONFIGS / file)]).bound("mesh")
     assert set(bound) == set(parallel.MESH_AXES)
 
 

@@ -44,13 +44,17 @@ def test_gradient_adds_up_over_repeated_ids_and_spares_padding():
 def test_dtype_and_axes():
     assert look_up([1], dtype=jnp.bfloat16).dtype == jnp.bfloat16
     for row_axis in ("vocab", None):
-        params = Embed(5, 3, row_axis, param_dtype=jnp.float16).init(jax.random.key(0), jnp.array([0]))["params"]
+        params = Embed(5, 3, row_axis, param_dtype=jnp.float16).init(jax.random.key(0), jnp.array([0]))[
+            "params"
+        ]
         assert params["embedding"].names == (row_axis, "embed")
         assert params["embedding"].value.dtype == jnp.float16
 
 
 def test_only_a_vocabulary_may_have_more_rows():
-    with pytest.raises(ValueError, match=r"parameter embedding has shape \(8, 3\), but the config makes it \(5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"parameter embedding has shape \(8, 3\), but the config makes it \(5, 3\)"
+    ):
         look_up([0], padding=3, row_axis=None)
 
 

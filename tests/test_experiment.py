@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from modelzoo import GPTJConfig, get_config
-from train.experiment import Experiment, Run, gin_names
+from train.experiment import Experiment, Run, run_names
 
 LEAST = {
     "train.workdir": "'run'",
@@ -80,7 +80,7 @@ def test_rules_and_mesh_come_from_gin():
 
 
 def test_no_name_offers_what_the_program_supplies():
-    names = gin_names()
+    names = run_names()
 
     assert "devices" not in names["mesh"].defaults
     assert "mesh" not in names["rules"].defaults
@@ -92,7 +92,7 @@ def test_no_name_offers_what_the_program_supplies():
 
 def test_every_setting_of_a_run_is_explained():
     documented = Run.__doc__ or ""
-    assert all(f"        {name}: " in documented for name in gin_names()["train"].defaults)
+    assert all(f"        {name}: " in documented for name in run_names()["train"].defaults)
 
 
 def save(tmp_path, text):

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from train.gin_files import Name, Settings
+from train.gin_files import Settings
+from train.gin_names import Name
 
 
 class Optimizer:
@@ -104,6 +105,15 @@ def test_includes_are_found_beside_the_file_and_in_the_search_folders(tmp_path, 
 def test_nothing_is_left_of_an_earlier_reading(read):
     read(GOOD + "train.rate = 9.0\n")
     assert read(GOOD).bound("train") == {"workdir": "runs/x", "num_steps": 7}
+
+
+def test_two_readings_do_not_disturb_each_other(read):
+    text = GOOD + "train.optimizer = @adam()\n"
+    first = read(text + "adam.rate = 0.25\n")
+    second = read(text + "adam.rate = 0.75\ntrain.num_steps = 9\n")
+
+    assert [s.bound("train")["optimizer"].rate for s in (first, second, first)] == [0.25, 0.75, 0.25]
+    assert [s.bound("train")["optimizer"].num_steps for s in (first, second)] == [7, 9]
 
 
 def test_a_linked_parameter_follows_unless_bound(read):

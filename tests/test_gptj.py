@@ -83,7 +83,9 @@ class TestStoredAnswers:
     def test_tensor_names(self, name):
         """The weight table's names and shapes are those that transformers gave the stored tensors."""
         model, params = stored_model("three heads", name)
-        tensors = weights.bind(modelzoo.get_family("gptj").weights, weights.flatten(modelzoo.abstract_params(model)))
+        tensors = weights.bind(
+            modelzoo.get_family("gptj").weights, weights.flatten(modelzoo.abstract_params(model))
+        )
         state = {key: value.shape for key, value in stored("three heads/state/").items()}
         heads = tuple(head for head in HEADS.values() if head and head != HEADS[name])
         if HEADS[name] is None:
@@ -96,7 +98,11 @@ class TestStoredAnswers:
 class TestForms:
     """Scanned, unrolled and unstacked layers; recomputed or not: the same numbers."""
 
-    inputs = {"input_ids": ids(), "attention_mask": jnp.ones((3, 9)).at[0, :3].set(0), "head_mask": jnp.arange(3.0)}
+    inputs = {
+        "input_ids": ids(),
+        "attention_mask": jnp.ones((3, 9)).at[0, :3].set(0),
+        "head_mask": jnp.arange(3.0),
+    }
 
     @pytest.mark.parametrize("form", ["unrolled", "unstacked"])
     def test_forward(self, form):
@@ -132,17 +138,17 @@ class TestForms:
 
 class TestCache:
     @pytest.mark.parametrize(
-        ("chunks", "form", "padding"),
+        ("chunks", "form", "padding", "long_mask"),
         [
-            ([9], "stacked", 0),
-            ([1] * 9, "unstacked", 2),
-            ([4, 4, 1], "stacked", 3),
-            ([5, 1, 1, 2], "unstacked", 3),
-            ([2, 7], "stacked params, unstacked cache", 1),
-            ([8, 1], "unstacked params, stacked cache", 0),
+            ([9], "stacked", 0, False),
+            ([1] * 9, "unstacked", 2, False),
+            ([4, 4, 1], "stacked", 3, True),
+            ([5, 1, 1, 2], "unstacked", 3, True),
+            ([2, 7], "stacked params, unstacked cache", 1, False),
+            ([7, 2], "unstacked params, stacked cache", 0, False),
         ],
+        ids=str,
     )
-    @pytest.mark.parametrize("long_mask", [False, True])
     def test_cached_is_uncached(self, chunks, form, padding, long_mask):
         """In any chunks, with positions of one's own, and the mask given for the new tokens or for all so far."""
         params, tokens = random_params(MODEL), ids()
@@ -169,13 +175,17 @@ class TestCache:
         np.testing.assert_array_equal(cache.mask[:, :9], mask.astype(bool))
         assert not cache.mask[:, 9:].any()
 
-        real = np.asarray(mask, bool)  # a padding position attends evenly over all slots, of which there are more
+        real = np.asarray(
+            mask, bool
+        )  # a padding position attends evenly over all slots, of which there are more
         scale = max(1.0, float(jnp.abs(expected.logits).max()))
         logits = jnp.concatenate([out.logits for out in outs], axis=1)
         np.testing.assert_allclose(logits[real], expected.logits[real], atol=2e-6 * scale)
         for layer in range(2):
             probs = jnp.concatenate([out.attentions[layer] for out in outs], axis=2).swapaxes(1, 2)[real]
-            np.testing.assert_allclose(probs[..., :9], expected.attentions[layer].swapaxes(1, 2)[real], atol=2e-6)
+            np.testing.assert_allclose(
+                probs[..., :9], expected.attentions[layer].swapaxes(1, 2)[real], atol=2e-6
+            )
             assert (probs[..., 9:] == 0).all()
 
     def test_positions_go_on_from_the_next_slot(self):
@@ -184,19 +194,6 @@ class TestCache:
         then = forward(MODEL, params, {"input_ids": tokens[:, 5:], "cache": first.cache})
         expected = forward(MODEL, params, {"input_ids": tokens}).logits[:, 5:]
         np.testing.assert_allclose(then.logits, expected, atol=2e-6 * float(jnp.abs(expected).max()))
-
-    def test_gradients_flow_through_a_cache(self):
-        """As they must for tuned prefixes: the first call's keys and values are functions of the parameters."""
-
-        def loss(params, cached):
-            if cached:
-                cache = MODEL.apply({"params": params}, ids()[:, :5], cache=MODEL.init_cache(3, 9)).cache
-                return jnp.mean(MODEL.apply({"params": params}, ids()[:, 5:], cache=cache).logits ** 2)
-            return jnp.mean(MODEL.apply({"params": params}, ids()).logits[:, 5:] ** 2)
-
-        params = random_params(MODEL)
-        grad = quick_jit(jax.grad(loss), static_argnums=1)
-        assert_close_relative(grad(params, True), grad(params, False), 1e-5)
 
     def test_a_bias_may_stand_for_the_mask(self):
         """And later calls see the slots that went with it."""
@@ -252,7 +249,9 @@ class TestInputs:
         expected = forward(MODEL, self.params, {"input_ids": ids()})
         out = forward(MODEL.clone(dtype=jnp.bfloat16), self.params, {"input_ids": ids()})
         assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype("bfloat16")}
-        error = jnp.abs(out.logits.astype(jnp.float32) - expected.logits).max() / jnp.abs(expected.logits).max()
+        error = (
+            jnp.abs(out.logits.astype(jnp.float32) - expected.logits).max() / jnp.abs(expected.logits).max()
+        )
         assert 0 < error < 0.03
 
 
@@ -283,11 +282,14 @@ class TestDropout:
 
     @pytest.mark.parametrize("branch", ["attention", "mlp"])
     def test_on_each_branch(self, branch):
-        """The other branch silenced, the block's result less its input is this one's. (The final norm set to undo
-        nothing: it is inverted by way of a second layer's input.)"""
+        """The other branch silenced, what a block adds to its input is this one's."""
         model = modelzoo.GPTJModel(tiny_gptj(n_layer=2))
         params = random_params(model)
-        other = params["layers"]["mlp"]["fc_out"] if branch == "attention" else params["layers"]["attention"]["out"]
+        other = (
+            params["layers"]["mlp"]["fc_out"]
+            if branch == "attention"
+            else params["layers"]["attention"]["out"]
+        )
         other |= jax.tree.map(jnp.zeros_like, other)
 
         def added(rate):
@@ -311,8 +313,12 @@ class TestDropout:
 class TestInit:
     def test_moments(self):
         """Normal kernels and embeddings of the config's deviation, layer by layer; zero biases; unit scales."""
-        model = modelzoo.GPTJForCausalLM(tiny_gptj(n_embd=96, vocab_size=401, n_inner=120, initializer_range=0.05))
-        params = quick_jit(lambda rng: model.init(rng, input_ids=jnp.zeros((1, 1), jnp.int32)))(jax.random.key(3))
+        model = modelzoo.GPTJForCausalLM(
+            tiny_gptj(n_embd=96, vocab_size=401, n_inner=120, initializer_range=0.05)
+        )
+        params = quick_jit(lambda rng: model.init(rng, input_ids=jnp.zeros((1, 1), jnp.int32)))(
+            jax.random.key(3)
+        )
         seen = set()
         for name, leaf in leaves_by_name(modelzoo.unstack_layers(params["params"])).items():
             last = name.split("/")[-1]
@@ -329,7 +335,9 @@ class TestInit:
     def test_other_heads(self):
         for name, head in list(HEADS.items())[2:]:
             model = modelzoo.get_model_class(name)(tiny_gptj(n_embd=192, num_labels=9, initializer_range=0.5))
-            params = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), input_ids=jnp.zeros((1, 1), jnp.int32)))
+            params = jax.eval_shape(
+                lambda m=model: m.init(jax.random.key(0), input_ids=jnp.zeros((1, 1), jnp.int32))
+            )
             outputs = 2 if head == "qa_outputs" else 9
             assert params["params"][head]["kernel"].value.shape == (192, outputs)
             assert ("bias" in params["params"][head]) == (head == "qa_outputs")
@@ -339,7 +347,10 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value", "why"),
         [
-            *((name, 0, "a size, at least 1") for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_inner")),
+            *(
+                (name, 0, "a size, at least 1")
+                for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_inner")
+            ),
             ("n_embd", 25, "n_head = 3 does not divide it"),
             ("rotary_dim", 3, "it is even and at most the head width 8, or None"),
             ("rotary_dim", 10, "it is even and at most the head width 8"),

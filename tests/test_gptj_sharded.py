@@ -17,11 +17,15 @@ from tests.zoo import assert_close, assert_close_relative, random_params, tiny_g
 SIZES = dict(vocab_size=211, n_embd=32, n_head=8, rotary_dim=4, n_inner=64)  # no mesh divides the vocabulary
 MODEL = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES))
 L, B, T, D, F = 2, 8, 12, 32, 64
-WARNING = "Involuntary full rematerialization"  # the compiler gathers an array on every device to lay it out anew
+WARNING = (
+    "Involuntary full rematerialization"  # the compiler gathers an array on every device to lay it out anew
+)
 
 
 def make_rules(**sizes):
-    return parallel.make_rules(parallel.make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())]))
+    return parallel.make_rules(
+        parallel.make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
+    )
 
 
 def make_batch():
@@ -86,7 +90,9 @@ def shard_sizes(rules):
     abstract = parallel.abstract_sharded_params(MODEL, rules)
 
     def in_use(leaf):
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * (rules.mesh.shape["fsdp"] if leaf.ndim else 1)
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * (
+            rules.mesh.shape["fsdp"] if leaf.ndim else 1
+        )
 
     layers = [in_use(leaf) // L for leaf in jax.tree.leaves(abstract["trunk"].pop("layers"))]
     return sorted(layers), sorted(in_use(leaf) for leaf in jax.tree.leaves(abstract))
@@ -188,11 +194,15 @@ def test_padded_logits_are_minus_infinity_and_stay_apart():
     with parallel.use(rules):
         run = jax.jit(lambda p, b: MODEL.apply({"params": p}, **b, output_hidden_states=True))
         out = run(placed, jax.device_put(BATCH, parallel.batch_sharding(rules)))
-    expected = jax.jit(lambda p, b: MODEL.apply({"params": p}, **b, output_hidden_states=True))(params(), BATCH)
+    expected = jax.jit(lambda p, b: MODEL.apply({"params": p}, **b, output_hidden_states=True))(
+        params(), BATCH
+    )
     assert out.logits.shape == (B, T, 212)
     assert jnp.isneginf(out.logits[..., 211:]).all()
     assert_close(out.logits[..., :211], expected.logits, 2e-6 * float(jnp.abs(expected.logits).max()))
-    assert_close(out.hidden_states, expected.hidden_states, 2e-6 * float(jnp.abs(expected.hidden_states[-1]).max()))
+    assert_close(
+        out.hidden_states, expected.hidden_states, 2e-6 * float(jnp.abs(expected.hidden_states[-1]).max())
+    )
     assert out.logits.sharding.spec == P("data", None, "tensor")
 
 

@@ -13,7 +13,9 @@ NORMAL = jax.nn.initializers.normal(0.5)
 
 
 @pytest.mark.parametrize(
-    "keep", [0, 1, 3, 5, 9, -2, np.int64(2), np.array([4, 0, 0]), np.array([-1]), np.array([], np.int32)], ids=str
+    "keep",
+    [0, 1, 3, 5, 9, -2, np.int64(2), np.array([4, 0, 0]), np.array([-1]), np.array([], np.int32)],
+    ids=str,
 )
 def test_keep_last_is_slicing_by_the_last_positions(keep):
     """transformers: hidden_states[:, slice(-keep, None) if int else keep]."""
@@ -58,7 +60,9 @@ def test_last_token_without_ids_or_padding_token_is_the_last():
 def test_last_token_of_a_batch_needs_a_padding_token():
     values = jnp.zeros((2, 4, 3))
     for ids in (None, jnp.zeros((2, 4), jnp.int32)):
-        with pytest.raises(ValueError, match="batch of 2 sequences without a padding token: set pad_token_id"):
+        with pytest.raises(
+            ValueError, match="batch of 2 sequences without a padding token: set pad_token_id"
+        ):
             heads.last_token(values, ids, None)
 
 

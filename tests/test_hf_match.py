@@ -100,11 +100,15 @@ def test_buffers_of_old_versions_are_ignored():
     some = refs["transformer.ln_f.bias"]
     for name in ("attn.bias", "attn.masked_bias", "attn.embed_positions"):
         refs[f"transformer.h.0.{name}"] = some
-    match(modelzoo.GPTJForCausalLM, refs)
+    plain, _ = match(modelzoo.GPTJForCausalLM, refs_of(modelzoo.GPTJForCausalLM))
+    sources, new = match(modelzoo.GPTJForCausalLM, refs)
+    assert sources.keys() == plain.keys()
+    assert not new
     bare = {
         name.removeprefix("transformer."): ref for name, ref in refs.items() if not name.startswith("lm_head")
     }
-    match(modelzoo.GPTJModel, bare)
+    _, new = match(modelzoo.GPTJModel, bare)
+    assert not new
 
 
 def test_a_bare_trunk_goes_into_a_head(caplog):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.linear import Linear, dropout_layer, parameter
+from modelzoo.layers.linear import Linear, add_bias, contract, dropout_layer, parameter, sum_leading
 
 NORMAL = nn.initializers.normal(0.5)
 
@@ -52,7 +52,9 @@ def test_linear_makes_its_parameters():
     assert (params["bias"].value == 0).all()
 
 
-@pytest.mark.parametrize(("x_dtype", "param_dtype"), [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32)])
+@pytest.mark.parametrize(
+    ("x_dtype", "param_dtype"), [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32)]
+)
 def test_linear_computes_in_its_dtype(x_dtype, param_dtype):
     layer = Linear((4,), (5,), ("embed", "mlp"), dtype=jnp.bfloat16, param_dtype=param_dtype)
     params = {"kernel": jnp.asarray(random(4, 5)), "bias": jnp.ones(5)}
@@ -86,7 +88,9 @@ def test_a_parameter_of_another_shape_is_refused(axes, shape):
             return Linear((4,), (5,), axes, use_bias=False, name="inner")(x)
 
     params = {"inner": {"kernel": jnp.ones(shape)}}
-    with pytest.raises(ValueError, match=r"parameter inner/kernel has shape .*, but the config makes it \(4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"parameter inner/kernel has shape .*, but the config makes it \(4, 5\)"
+    ):
         Outer().apply({"params": params}, jnp.ones((1, 4)))
 
 
@@ -116,3 +120,49 @@ def test_dropout_in_expectation():
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(float((dropped == 0).mean()) - 0.25) < 0.02  # 4.6 standard deviations
     assert (dropout_layer(0.25).apply({}, x, deterministic=True) == x).all()
+
+
+def check_gradients(function, plain, *arrays):
+    """A backward pass of our own is that of autodiff on the plain formula, whatever comes down."""
+    result, pull = jax.vjp(function, *arrays)
+    expected, pull_plain = jax.vjp(plain, *arrays)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    down = jnp.asarray(random(*result.shape, seed=9))
+    for ours, autodiff in zip(pull(down), pull_plain(down), strict=True):
+        assert ours.shape == autodiff.shape
+        np.testing.assert_allclose(ours, autodiff, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_in", "x_shape", "kernel_shape", "subscripts"),
+    [
+        (1, (2, 6, 4), (4, 5), "btd,df->btf"),
+        (1, (2, 6, 4), (4, 3, 2), "btd,dnh->btnh"),
+        (2, (2, 6, 3, 2), (3, 2, 5), "btnh,nhd->btd"),
+        (2, (3, 2), (3, 2, 4, 3), "nh,nhij->ij"),
+    ],
+)
+def test_gradients_of_contract(num_in, x_shape, kernel_shape, subscripts):
+    x, kernel = jnp.asarray(random(*x_shape)), jnp.asarray(random(*kernel_shape, seed=1))
+    check_gradients(lambda x, k: contract(x, k, num_in), lambda x, k: jnp.einsum(subscripts, x, k), x, kernel)
+
+
+@pytest.mark.parametrize("bias_shape", [(4,), (3, 4)])
+def test_gradients_of_add_bias(bias_shape):
+    y, bias = jnp.asarray(random(2, 5, 3, 4)), jnp.asarray(random(*bias_shape, seed=1))
+    check_gradients(add_bias, lambda y, b: y + b, y, bias)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_sum_leading(rank):
+    x = random(7, 3, 4)
+    np.testing.assert_allclose(
+        sum_leading(jnp.asarray(x), rank), x.sum(axis=tuple(range(3 - rank))), rtol=1e-5
+    )
+
+
+def test_sum_leading_adds_up_in_float32():
+    """In bfloat16 a sum of ones would stop at 256."""
+    total = sum_leading(jnp.ones((1000, 2), jnp.bfloat16), 1)
+    assert total.dtype == jnp.bfloat16
+    assert (total == 1000).all()

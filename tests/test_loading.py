@@ -115,8 +115,10 @@ def test_configs_that_cannot_generate_are_refused(hf, tmp_path, changes, error):
 
 
 def test_missing_and_damaged_checkpoints_are_named(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(OSError, match=r"no checkpoint at '.*nowhere': there is no such folder"):
         open_checkpoint(tmp_path / "nowhere", jnp.float32)
+    with pytest.raises(OSError, match=r"somebody/nothing: no such folder here, and the Hugging Face hub"):
+        open_checkpoint("somebody/nothing", jnp.float32)
     with pytest.raises(OSError, match="no checkpoint"):
         open_checkpoint(tmp_path, jnp.float32)
     for text, error in (("{", "is not JSON"), ("[]", "is not a JSON object")):

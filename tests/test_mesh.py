@@ -51,7 +51,10 @@ def test_a_subset_of_the_devices():
     [
         (dict(data=3), "mesh data=3 needs 3 devices, but there are 8: make one axis -1 to use all of them"),
         (dict(), "mesh of one device needs 1 devices, but there are 8"),
-        (dict(data=4, tensor=4), "mesh data=4,tensor=4 needs 16 devices, but there are 8: on a CPU, XLA_FLAGS="),
+        (
+            dict(data=4, tensor=4),
+            "mesh data=4,tensor=4 needs 16 devices, but there are 8: on a CPU, XLA_FLAGS=",
+        ),
         (dict(data=3, tensor=-1), "mesh data=3,tensor=-1 does not fit: 3 does not divide the 8 devices"),
         (dict(data=16, tensor=-1), "mesh data=16,tensor=-1 does not fit: 16 does not divide the 8 devices"),
         (dict(data=-1, tensor=-1), "mesh axes data and tensor are both -1: at most one"),
@@ -85,7 +88,10 @@ def test_parse_mesh(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model=4", "unknown mesh axis 'model' in 'model=4': the axes are stage, data, fsdp, context, tensor"),
+        (
+            "model=4",
+            "unknown mesh axis 'model' in 'model=4': the axes are stage, data, fsdp, context, tensor",
+        ),
         ("4", "unknown mesh axis '4'"),
         ("data=two", "mesh axis data='two' in 'data=two': write it as data=N"),
         ("data", "mesh axis data='' in 'data': write it as data=N"),

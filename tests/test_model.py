@@ -17,7 +17,9 @@ CLASSES = modelzoo.get_family("gptj").classes
 
 def test_abstract_params_are_what_init_makes():
     model = modelzoo.GPTJForCausalLM(tiny_gptj(), param_dtype=jnp.float16)
-    made = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), input_ids=jnp.zeros((2, 3), jnp.int32)))["params"]
+    made = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), input_ids=jnp.zeros((2, 3), jnp.int32)))[
+        "params"
+    ]
     abstract = modelzoo.abstract_params(model)
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
     assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), made)
@@ -46,20 +48,29 @@ def test_axes_are_those_of_the_contract():
     assert axes["trunk"]["embed"]["embedding"] == ("vocab", "embed")
     assert axes["trunk"]["layers"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads", "head_dim")
     assert axes["trunk"]["layers"]["attention"]["out"]["kernel"] == ("layers", "heads", "head_dim", "embed")
-    assert axes["trunk"]["layers"]["mlp"]["fc_in"] == {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}
-    assert axes["trunk"]["layers"]["mlp"]["fc_out"] == {"kernel": ("layers", "mlp", "embed"), "bias": ("layers", "embed")}
+    assert axes["trunk"]["layers"]["mlp"]["fc_in"] == {
+        "kernel": ("layers", "embed", "mlp"),
+        "bias": ("layers", "mlp"),
+    }
+    assert axes["trunk"]["layers"]["mlp"]["fc_out"] == {
+        "kernel": ("layers", "mlp", "embed"),
+        "bias": ("layers", "embed"),
+    }
     assert axes["lm_head"] == {"kernel": ("embed", "vocab"), "bias": ("vocab",)}
 
 
 def test_parameters_are_described_on_a_mesh_as_off_it():
     """Also when asked for the first time while a mesh is in force, on which the traced row would not divide."""
-    model, again = (modelzoo.GPTJForCausalLM(tiny_gptj(n_positions=31), param_dtype=d) for d in (jnp.float32,) * 2)
-    rules = parallel.make_rules(parallel.make_mesh(data=2, fsdp=4))
+    model, again = (
+        modelzoo.GPTJForCausalLM(tiny_gptj(n_positions=31), param_dtype=d) for d in (jnp.float32,) * 2
+    )
+    # Rules under which no activation of this model could be laid out: parameters have nothing to do with them.
+    rules = parallel.make_rules(parallel.make_mesh(data=2, tensor=4), act_length="tensor")
     with parallel.use(rules):
-        inside = modelzoo.abstract_params(model), modelzoo.logical_axes(model), modelzoo.num_params(model)
-    outside = modelzoo.abstract_params(again), modelzoo.logical_axes(again), modelzoo.num_params(again)
+        inside = modelzoo.logical_axes(model), modelzoo.abstract_params(model), modelzoo.num_params(model)
+    outside = modelzoo.logical_axes(again), modelzoo.abstract_params(again), modelzoo.num_params(again)
     assert inside == outside
-    assert all(leaf.sharding is None for leaf in jax.tree.leaves(inside[0]))
+    assert all(leaf.sharding is None for leaf in jax.tree.leaves(inside[1]))
 
 
 def test_nothing_is_allocated_for_the_large_presets():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from modelzoo.layers.norm import LayerNorm, normalize
+from tests.zoo import assert_close
 
 
 def reference(x, epsilon, scale=1.0, bias=0.0):
@@ -22,6 +23,23 @@ def test_against_float64(epsilon):
     params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
     y = LayerNorm(33, epsilon).apply({"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(y, reference(x, epsilon, scale, bias), atol=3e-6)
+
+
+def test_gradients_are_those_of_autodiff():
+    """The layer has a backward pass of its own for scale and bias."""
+    random = np.random.default_rng(0)
+    x, weight = jnp.asarray(random.normal(1.0, 2.0, (2, 3, 4, 7)), jnp.float32)
+    params = {"scale": jnp.asarray(random.normal(size=7), jnp.float32), "bias": jnp.full(7, 0.3)}
+
+    def ours(params, x):
+        return jnp.sum(weight * LayerNorm(7).apply({"params": params}, x))
+
+    def plain(params, x):
+        centered = x - x.mean(-1, keepdims=True)
+        normed = centered / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return jnp.sum(weight * (normed * params["scale"] + params["bias"]))
+
+    assert_close(jax.grad(ours, (0, 1))(params, x), jax.grad(plain, (0, 1))(params, x), 1e-5)
 
 
 def test_a_large_mean_does_not_cancel():

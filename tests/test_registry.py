@@ -30,7 +30,9 @@ def test_families_are_public(family):
 
 def test_get_model_class():
     assert modelzoo.get_model_class("GPTJForCausalLM") is modelzoo.GPTJForCausalLM
-    with pytest.raises(ValueError, match="unknown model class 'GPTJForCausalLMs': flaxtron has .*GPTJForCausalLM"):
+    with pytest.raises(
+        ValueError, match="unknown model class 'GPTJForCausalLMs': flaxtron has .*GPTJForCausalLM"
+    ):
         modelzoo.get_model_class("GPTJForCausalLMs")
 
 
@@ -72,7 +74,9 @@ def test_get_config_refuses():
 def test_the_gpt_j_preset_is_the_published_model():
     """EleutherAI/gpt-j-6b's config.json."""
     config = modelzoo.get_config("gpt-j-6b")
-    sizes = dict(vocab_size=50400, n_positions=2048, n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, n_inner=None)
+    sizes = dict(
+        vocab_size=50400, n_positions=2048, n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, n_inner=None
+    )
     assert {name: getattr(config, name) for name in sizes} == sizes
     assert (config.activation_function, config.layer_norm_epsilon) == ("gelu_new", 1e-5)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (50256, 50256, None)

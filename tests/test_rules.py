@@ -57,14 +57,20 @@ def test_unknown_logical_axis(rules):
 
 
 def test_one_mesh_axis_twice(rules):
-    with pytest.raises(ValueError, match="mesh axis 'tensor' twice .* logical axes 'heads' and 'mlp' both lie on it"):
+    with pytest.raises(
+        ValueError, match="mesh axis 'tensor' twice .* logical axes 'heads' and 'mlp' both lie on it"
+    ):
         rules.spec(("heads", "mlp"))
 
 
 def test_a_dimension_that_the_mesh_does_not_divide(rules):
-    with pytest.raises(ValueError, match="axis 'heads' has size 5, which mesh tensor=2 does not divide: .* 1 of 2"):
+    with pytest.raises(
+        ValueError, match="axis 'heads' has size 5, which mesh tensor=2 does not divide: .* 1 of 2"
+    ):
         rules.spec(("embed", "heads"), (4, 5))
-    with pytest.raises(ValueError, match="axis 'act_batch' has size 6, which mesh data=2 x fsdp=2 .*: .* 3 of 4"):
+    with pytest.raises(
+        ValueError, match="axis 'act_batch' has size 6, which mesh data=2 x fsdp=2 .*: .* 3 of 4"
+    ):
         rules.spec(("act_batch",), (6,))
     assert rules.spec(("embed", "heads"), (4, 6)) == P("fsdp", "tensor")
 
@@ -107,7 +113,9 @@ def test_silent_replication():
     with pytest.raises(ValueError, match=message):
         rules.check_replication("fc_in", names, shape)
     rules.check_replication("fc_in", names, (256, LARGE_PARAMETER // 256 - 1))  # not large
-    make_rules(make_mesh(data=8), mlp=None).check_replication("fc_in", names, shape)  # tensor=1: nothing is lost
+    make_rules(make_mesh(data=8), mlp=None).check_replication(
+        "fc_in", names, shape
+    )  # tensor=1: nothing is lost
     make_rules(make_mesh(data=4, tensor=2)).check_replication("fc_in", names, shape)
     # Another of its dimensions lies on that axis instead.
     make_rules(make_mesh(data=4, tensor=2), mlp=None, embed="tensor").check_replication("fc_in", names, shape)

@@ -11,6 +11,7 @@ import pytest
 import modelzoo
 import parallel
 import train
+from tests.zoo import assert_equal
 from train import optim
 
 CONFIG = modelzoo.get_config("tiny-gptj", vocab_size=211, n_embd=32, attn_pdrop=0.1)
@@ -38,7 +39,7 @@ def canonical(state):
 
 
 def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, canonical(a), canonical(b))
+    assert_equal(canonical(a), canonical(b))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_inference_reads_the_parameters_alone(run):
     workdir, states = run
     params = parallel.restore_params(workdir, MODEL)
     expected = parallel.unpad_params(states[4].params, MODEL)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert_equal(params, expected)
 
 
 @pytest.fixture(scope="module")

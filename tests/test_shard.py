@@ -44,6 +44,9 @@ def test_init_inside_use_is_init_outside(unsharded):
     with parallel.use(rules):
         params = parallel.init_params(MODEL, jax.random.key(0), rules)
     assert max_difference(params, unsharded) == 0
+    with parallel.use(parallel.make_rules(rules.mesh, act_length="fsdp", act_heads="fsdp")):
+        params = parallel.init_params(MODEL, jax.random.key(0), rules)
+    assert max_difference(params, unsharded) == 0
 
 
 def test_init_of_bfloat16(unsharded):
@@ -54,7 +57,10 @@ def test_init_of_bfloat16(unsharded):
 
 
 def bytes_per_device(tree):
-    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,9 @@ def test_abstract_sharded_params_are_what_init_makes():
     describe = lambda a: (a.shape, a.dtype, a.sharding)  # noqa: E731
     assert jax.tree.map(describe, abstract) == jax.tree.map(describe, made)
     assert parallel.abstract_sharded_params(MODEL, None) == modelzoo.abstract_params(MODEL)
-    assert abstract["trunk"]["layers"]["attention"]["query"]["kernel"].sharding.spec == P("stage", "fsdp", "tensor", None)
+    assert abstract["trunk"]["layers"]["attention"]["query"]["kernel"].sharding.spec == P(
+        "stage", "fsdp", "tensor", None
+    )
 
 
 @pytest.mark.parametrize("form", ["stacked", "unstacked"])
@@ -108,26 +116,40 @@ def test_shard_params(form, source):
     if form == "unstacked":
         assert layers[1]["mlp"]["fc_in"]["kernel"].sharding.spec == P("fsdp", "tensor")
     else:
-        assert placed["trunk"]["layers"]["mlp"]["fc_in"]["kernel"].sharding.spec == P("stage", "fsdp", "tensor")
+        assert placed["trunk"]["layers"]["mlp"]["fc_in"]["kernel"].sharding.spec == P(
+            "stage", "fsdp", "tensor"
+        )
     # Onto a mesh that pads less than this one.
     smaller = parallel.shard_params(placed, MODEL, make_rules(data=8))
     assert max_difference(smaller, params) == 0
 
 
-@pytest.mark.parametrize("place", [lambda p: parallel.unpad_params(p, MODEL), lambda p: parallel.shard_params(p, MODEL, make_rules(data=8))])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda p: parallel.unpad_params(p, MODEL),
+        lambda p: parallel.shard_params(p, MODEL, make_rules(data=8)),
+    ],
+)
 @pytest.mark.parametrize("form", ["stacked", "unstacked"])
 @pytest.mark.parametrize("n_inner", [32, 128])
 def test_parameters_of_another_config_are_refused(place, form, n_inner):
     """Neither padded nor cut to fit: only vocabularies are."""
-    params = random_params(MODEL.clone(config=tiny_gptj(vocab_size=211, n_embd=32, n_head=8, n_inner=n_inner)))
+    params = random_params(
+        MODEL.clone(config=tiny_gptj(vocab_size=211, n_embd=32, n_head=8, n_inner=n_inner))
+    )
     params = modelzoo.unstack_layers(params) if form == "unstacked" else params
-    with pytest.raises(ValueError, match=rf"parameter trunk/layers/.*mlp/fc_in/bias has shape .*{n_inner}.* makes it .*64"):
+    with pytest.raises(
+        ValueError, match=rf"parameter trunk/layers/.*mlp/fc_in/bias has shape .*{n_inner}.* makes it .*64"
+    ):
         place(params)
 
 
 def test_a_vocabulary_that_is_too_small_is_refused():
     params = random_params(MODEL.clone(config=tiny_gptj(vocab_size=210, n_embd=32, n_head=8, n_inner=64)))
-    with pytest.raises(ValueError, match=r"parameter lm_head/bias has shape \(210,\), but the config makes it \(211,\)"):
+    with pytest.raises(
+        ValueError, match=r"parameter lm_head/bias has shape \(210,\), but the config makes it \(211,\)"
+    ):
         parallel.shard_params(params, MODEL, make_rules(data=8))
 
 
@@ -141,12 +163,32 @@ def test_parameters_of_another_class_are_refused():
 @pytest.mark.parametrize(
     ("config", "sizes", "overrides", "message"),
     [
-        (dict(n_head=2), dict(tensor=8), {}, r"parameter \S*/(key|out|query|value)/kernel .*'heads' has size 2, .* tensor=8 .* 2 of 8"),
-        (dict(n_inner=36), dict(tensor=8), {}, "parameter .*/fc_in/bias .*'mlp' has size 36, .* tensor=8 .* 6 of 8"),
-        (dict(n_embd=36, n_head=4), dict(fsdp=8), {}, "parameter .* 'embed' has size 36, .* fsdp=8 .* 6 of 8"),
+        (
+            dict(n_head=2),
+            dict(tensor=8),
+            {},
+            r"parameter \S*/(key|out|query|value)/kernel .*'heads' has size 2, .* tensor=8 .* 2 of 8",
+        ),
+        (
+            dict(n_inner=36),
+            dict(tensor=8),
+            {},
+            "parameter .*/fc_in/bias .*'mlp' has size 36, .* tensor=8 .* 6 of 8",
+        ),
+        (
+            dict(n_embd=36, n_head=4),
+            dict(fsdp=8),
+            {},
+            "parameter .* 'embed' has size 36, .* fsdp=8 .* 6 of 8",
+        ),
         ({}, dict(stage=8), {}, "parameter .* 'layers' has size 2, .* stage=8 .* 2 of 8"),
         ({}, dict(tensor=8), dict(heads="fsdp"), "parameter .* mesh axis 'fsdp' twice .*'embed' and 'heads'"),
-        (dict(n_embd=256, n_inner=512), dict(tensor=8), dict(mlp=None), "parameter .*fc_in/kernel .* would lie whole"),
+        (
+            dict(n_embd=256, n_inner=512),
+            dict(tensor=8),
+            dict(mlp=None),
+            "parameter .*fc_in/kernel .* would lie whole",
+        ),
     ],
 )
 def test_what_cannot_be_placed_names_the_parameter(config, sizes, overrides, message):

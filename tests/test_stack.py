@@ -109,7 +109,14 @@ def test_remat_changes_no_number(remat, scan):
         block = Block(parent=None, rate=0.3)
         rng = jax.random.key(7)
         y, _, _ = stack.run(
-            block, layers, x, shared={}, per_layer=dict(gain=GAIN), dropout_rng=rng, deterministic=False, **how
+            block,
+            layers,
+            x,
+            shared={},
+            per_layer=dict(gain=GAIN),
+            dropout_rng=rng,
+            deterministic=False,
+            **how,
         )
         return jnp.sum(y**2)
 
@@ -139,7 +146,9 @@ def test_remat_recomputes():
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match=r"unknown remat policy 'ful': choose from \['none', 'full', 'dots'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown remat policy 'ful': choose from \['none', 'full', 'dots'\]"
+    ):
         run(make_layers(), remat="ful")
 
 
@@ -199,11 +208,17 @@ def test_another_number_of_layers_is_refused(form):
 
 
 def test_unstack_and_stack_are_inverse_at_any_depth():
-    tree = {"trunk": {"layers": make_layers(), "norm": jnp.ones(D)}, "encoder": {"layers": make_layers(1)}, "head": X}
+    tree = {
+        "trunk": {"layers": make_layers(), "norm": jnp.ones(D)},
+        "encoder": {"layers": make_layers(1)},
+        "head": X,
+    }
     apart = unstack_layers(tree)
     assert isinstance(apart["trunk"]["layers"], tuple)
     assert len(apart["encoder"]["layers"]) == L
-    np.testing.assert_array_equal(apart["trunk"]["layers"][2]["fc"]["kernel"], make_layers()["fc"]["kernel"][2])
+    np.testing.assert_array_equal(
+        apart["trunk"]["layers"][2]["fc"]["kernel"], make_layers()["fc"]["kernel"][2]
+    )
     assert apart["head"] is X
     assert jax.tree.structure(stack_layers(apart)) == jax.tree.structure(tree)
     assert max_difference(stack_layers(apart), tree) == 0

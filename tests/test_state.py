@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import modelzoo
 import parallel
 import train
-from tests.zoo import leaves_by_name, tiny_gptj
+from tests.zoo import assert_equal, leaves_by_name, tiny_gptj
 from train import optim
 
 MODEL = modelzoo.GPTJForCausalLM(tiny_gptj(vocab_size=38, n_embd=32, n_head=4, n_inner=64))
@@ -46,7 +46,7 @@ def test_the_values_do_not_depend_on_the_mesh():
     one = train.init_state(MODEL, OPTIMIZER, rng=jax.random.key(3))
     for mesh in (mesh_of(tensor=4), mesh_of(data=2, fsdp=4)):
         other = train.init_state(MODEL, OPTIMIZER, mesh=mesh, rng=jax.random.key(3))
-        jax.tree.map(np.testing.assert_array_equal, parallel.unpad_params(other.params, MODEL), one.params)
+        assert_equal(parallel.unpad_params(other.params, MODEL), one.params)
         assert jnp.array_equal(jax.random.key_data(one.rng), jax.random.key_data(other.rng))
     assert one.step == 0
     assert not np.any(one.opt_state.mu["lm_head"]["kernel"])
@@ -78,19 +78,19 @@ def test_given_parameters_are_taken_and_left_alone(axes):
     mesh = None if axes is None else mesh_of(**axes)
     params = parallel.init_params(MODEL, jax.random.key(9))
     state = train.init_state(MODEL, OPTIMIZER, mesh=mesh, params=params)
-    jax.tree.map(np.testing.assert_array_equal, parallel.unpad_params(state.params, MODEL), params)
+    assert_equal(parallel.unpad_params(state.params, MODEL), params)
     jax.jit(lambda s: jax.tree.map(lambda p: p * 0, s.params), donate_argnums=0)(state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
     numpy_params = jax.tree.map(np.asarray, params)
     again = train.init_state(MODEL, OPTIMIZER, mesh=mesh, params=numpy_params)
-    jax.tree.map(np.testing.assert_array_equal, parallel.unpad_params(again.params, MODEL), params)
+    assert_equal(parallel.unpad_params(again.params, MODEL), params)
 
 
 def test_keys_of_either_kind():
     old, new = (
         train.init_state(MODEL, OPTIMIZER, rng=key) for key in (jax.random.PRNGKey(5), jax.random.key(5))
     )
-    jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
+    assert_equal(old.params, new.params)
     assert old.rng == new.rng
 
 

@@ -152,6 +152,11 @@ def test_a_complete_run_says_so_at_once(here, capsys, monkeypatch):
     assert "complete: whole is at step 6 of 6" in capsys.readouterr().out
 
 
+def test_nothing_held_out_is_no_evaluation(here):
+    train("train.num_steps=1", "data.validation_fraction=0.0")
+    assert held_out(here / "run") == {}
+
+
 def test_a_run_may_be_taken_further(here):
     shutil.copytree(here / "whole", here / "run")
     train("train.num_steps=7")

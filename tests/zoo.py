@@ -9,7 +9,6 @@ import numpy as np
 
 import modelzoo
 
-
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """jit for programs that run once or twice: most of their time is LLVM's optimisation, which changes no contract."""
 
@@ -65,4 +64,11 @@ def assert_close_relative(actual: Any, expected: Any, tolerance: float) -> None:
         have, want = np.asarray(actual[name], np.float64), np.asarray(expected[name], np.float64)
         assert have.shape == want.shape, f"{name}: shape {have.shape}, expected {want.shape}"
         ratio = np.max(np.abs(have - want)) / max(np.max(np.abs(want)), 1e-30)
-        assert ratio <= tolerance, f"{name}: differs by {ratio:.3g} of its largest element, more than {tolerance:.3g}"
+        assert ratio <= tolerance, (
+            f"{name}: differs by {ratio:.3g} of its largest element, more than {tolerance:.3g}"
+        )
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Two trees of one structure are equal, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from train.cli import StopRequest, describe, user_errors
+from train.cli import StopRequest, user_errors
 from train.experiment import DATA, TRAIN, Experiment
+from train.gin_names import describe
 
 if TYPE_CHECKING:
     from train.data.tokens import TokenData
@@ -111,9 +112,8 @@ def train(experiment: Experiment) -> None:
     def evaluate(params: Any) -> float | None:
         held_out = text.validation_batches(tokens.validation, max_batches=run.eval_batches, **sizes)
         sums = [eval_step(params, batch) for batch in held_out]
-        if not sums:
-            return None
-        return sum(float(s["loss_sum"]) for s in sums) / sum(int(s["tokens"]) for s in sums)
+        counted = sum(int(s["tokens"]) for s in sums)
+        return sum(float(s["loss_sum"]) for s in sums) / counted if counted else None
 
     texts = {"config.gin": experiment.text, "tokenizer.json": tokens.tokenizer_file.read_text()}
     saver = Saver(workdir, model=model, every=run.checkpoint_every, keep=run.keep_checkpoints, texts=texts)

@@ -1,18 +1,13 @@
-"""What the command lines of this package share: help, one-line errors, a Ctrl-C that ends a step first."""
+"""What the command lines of this package share: one-line errors, and a Ctrl-C that ends a step first."""
 
 import contextlib
-import inspect
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from train.gin_files import Name, show_type
 
 _OURS = tuple(
     str(Path(__file__).resolve().parent.parent / package) for package in ("modelzoo", "parallel", "train")
@@ -41,31 +36,6 @@ def user_errors() -> Iterator[None]:
 def _raised_by_us(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(_OURS)
-
-
-def describe(name: str, entry: Name) -> list[str]:
-    """What gin can set under a name: a line for each parameter with its type, default and description."""
-    texts = _parameter_texts(entry.target.__doc__ or "")
-    lines = []
-    for parameter, default in entry.defaults.items():
-        given = "required" if default is inspect.Parameter.empty else f"default {default!r}"
-        kind = show_type(entry.types.get(parameter, Any))
-        lines.append(f"{name}.{parameter} ({kind}; {given}): {texts.get(parameter, '')}".rstrip(": "))
-    return lines
-
-
-def _parameter_texts(doc: str) -> dict[str, str]:
-    """{parameter: description} of a docstring's Args or Attributes."""
-    block = re.search(r"(?:Args|Attributes):\n(.*?)(?:\n\s*\n|\Z)", inspect.cleandoc(doc), re.DOTALL)
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in block[1].splitlines() if block else ():
-        if found := re.match(r"    (\w+(?:, \w+)*): (.*)", line):
-            names = found[1].split(", ")
-            texts |= dict.fromkeys(names, found[2])
-        else:
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-    return texts
 
 
 class StopRequest:

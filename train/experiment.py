@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from train.data.tokens import prepare_tokens
-from train.gin_files import Name, Settings
+from train.gin_files import Settings
+from train.gin_names import Name
 
 if TYPE_CHECKING:
     import optax
@@ -111,7 +112,7 @@ class Experiment:
 
     def __init__(self, gin_files: Sequence[str] = (), gin_params: Sequence[str] = ()):
         linked = {"num_steps": "train.num_steps"}
-        self.settings = Settings(gin_names(), gin_files, gin_params, [CONFIGS], linked)
+        self.settings = Settings(run_names(), gin_files, gin_params, [CONFIGS], linked)
         for name in ("train", "data"):
             self.settings.require(name)
         try:
@@ -282,7 +283,7 @@ TRAIN = Name(Run, hints={"optimizer": "an optimizer"})
 DATA = Name(prepare_tokens, hidden=frozenset({"model_vocab_size"}))
 
 
-def gin_names() -> dict[str, Name]:
+def run_names() -> dict[str, Name]:
     """Everything that gin can set in a run."""
     import optax  # here, not above: `--help` reads this file and should answer at once
 

@@ -9,60 +9,23 @@ Departures from plain gin: `include` also looks beside the including file; refer
 parentheses, as in `train.optimizer = @adamw()`; `import` statements and scopes are refused.
 """
 
-import collections.abc
 import dataclasses
 import difflib
-import functools
 import inspect
 import os
 import re
 import tokenize
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
-import typeguard
 from gin import config, config_parser
+
+from train.gin_names import Name, fits, gives, show_type
 
 _MODULE = "flaxtron"
 """gin keeps each name under a module; ours is left out everywhere a user looks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """Something that gin can set.
-
-    Attributes:
-        target: the function or dataclass whose parameters are set.
-        hidden: parameters that the program supplies and gin may not.
-        hints: types of parameters, where the annotations do not say.
-    """
-
-    target: Callable[..., Any]
-    hidden: frozenset[str] = frozenset()
-    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @functools.cached_property
-    def defaults(self) -> dict[str, Any]:
-        """Parameters that gin may set, with their defaults; `inspect.Parameter.empty` where there is none."""
-        named = {p.name: p for p in inspect.signature(self.target).parameters.values()}
-        found = {
-            n: p.default for n, p in named.items() if p.kind is not p.VAR_KEYWORD and n not in self.hidden
-        }
-        return found | {n: None for n in self.hints if n not in found}
-
-    @functools.cached_property
-    def types(self) -> dict[str, Any]:
-        """The type of each of these parameters."""
-        return {**typing.get_type_hints(self.target), **self.hints}
-
-    @property
-    def result(self) -> Any:
-        """The type of what a call gives."""
-        return self.target if inspect.isclass(self.target) else self.types.get("return", Any)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +64,7 @@ class Settings:
         self.bindings: dict[str, Binding] = {}
         self.linked: set[str] = set()
         self._macros: dict[str, Binding] = {}
-        gin.clear_config()
-        for name, entry in self.names.items():
-            gin.register(name, module=_MODULE)(entry.target)
+        self._install()  # the parser looks names up
         for file in gin_files:
             self._read_file(str(file), [], "--gin_file")
         for param in gin_params:
@@ -115,6 +76,7 @@ class Settings:
 
     def bound(self, name: str) -> dict[str, Any]:
         """The parameters of `name` that something binds, references called."""
+        self._install()
         return gin.get_bindings(f"{_MODULE}.{name}")
 
     def value(self, key: str) -> Any:
@@ -228,7 +190,6 @@ class Settings:
             )
         if not statement.arg_name:
             self._macros[statement.selector] = binding
-            gin.bind_parameter((statement.selector, "gin.macro", "value"), binding.value)
             return
         name, parameter = statement.selector, statement.arg_name
         _known(name, self.names, where)
@@ -239,7 +200,6 @@ class Settings:
                 f"{', '.join(known)}"
             )
         self.bindings[f"{name}.{parameter}"] = binding
-        gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), binding.value)
 
     def _link(self, parameter: str, source: str) -> None:
         for name, entry in self.names.items():
@@ -252,7 +212,18 @@ class Settings:
             ):
                 self.bindings[key] = self.bindings[source]
                 self.linked.add(key)
-                gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), self.bindings[source].value)
+
+    def _install(self) -> None:
+        """Makes these names and bindings those that gin, which knows one set of them, has in force."""
+        gin.clear_config()
+        with config.interactive_mode():  # a name may have stood for something else
+            for name, entry in self.names.items():
+                gin.register(name, module=_MODULE)(entry.target)
+        for macro, binding in self._macros.items():
+            gin.bind_parameter((macro, "gin.macro", "value"), binding.value)
+        for key, binding in self.bindings.items():
+            name, parameter = key.split(".")
+            gin.bind_parameter(("", f"{_MODULE}.{name}", parameter), binding.value)
 
     # Checking.
 
@@ -272,23 +243,10 @@ class Settings:
             )
 
     def _fits(self, value: Any, hint: Any) -> bool:
-        members = (
-            typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        )
         if isinstance(value, config.ConfigurableReference):
             result = self.names[value.selector.removeprefix(f"{_MODULE}.")].result
-            return value.evaluate and any(_gives(result, member) for member in members)
-        if isinstance(value, bool) and not any(
-            m in (bool, Any) or typing.get_origin(m) is typing.Literal for m in members
-        ):
-            return False  # to Python a bool is an int; to a config it is a slip
-        try:
-            typeguard.check_type(
-                value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS
-            )
-        except typeguard.TypeCheckError:
-            return False
-        return True
+            return value.evaluate and gives(result, hint)
+        return fits(value, hint)
 
     def _plain(self, value: Any, where: str) -> Any:
         """The value with its macros and constants replaced by what they stand for."""
@@ -370,23 +328,3 @@ def _known(name: str, names: Mapping[str, Name], where: str) -> None:
 def _meant(given: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, known, n=1)
     return f"did you mean {close[0]}? " if close else ""
-
-
-def _gives(result: Any, wanted: Any) -> bool:
-    """Whether a call whose result has one type fits a parameter of another."""
-    if wanted is Any or result == wanted:
-        return True
-    if inspect.isclass(result) and inspect.isclass(wanted):
-        return issubclass(result, wanted)
-    callable_type = collections.abc.Callable
-    return typing.get_origin(result) is callable_type and typing.get_origin(wanted) is callable_type
-
-
-def show_type(hint: Any) -> str:
-    """A type as a user reads it."""
-    if isinstance(hint, str):
-        return hint
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    text = inspect.formatannotation(hint)
-    return text.replace("typing.", "").replace("collections.abc.", "").replace("optax._src.base.", "optax.")

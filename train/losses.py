@@ -80,10 +80,10 @@ def _sum_exp(logits: jax.Array, highest: jax.Array) -> jax.Array:
     def windowed(logits: jax.Array, highest: jax.Array) -> jax.Array:
         # XLA's CPU backend computes a fused exp + row sum element by element on one core. Summing short
         # windows first is vectorised over the rows and cores: 40 ms instead of 166 ms for 1024 x 50400 on two
-        # cores. The barrier keeps it from converting bfloat16 logits into a float32 array first.
+        # cores.
         window = (1,) * (logits.ndim - 1) + (_SUM_WINDOW,)
         padding = ((0, 0),) * (logits.ndim - 1) + ((0, -logits.shape[-1] % _SUM_WINDOW),)
-        logits = lax.optimization_barrier(logits)
+        logits = lax.optimization_barrier(logits)  # else bfloat16 logits become a float32 array first
         terms = jnp.exp(logits.astype(jnp.float32) - highest[..., None])
         return lax.reduce_window(terms, jnp.float32(0), lax.add, window, window, padding).sum(-1)
 
@@ -108,14 +108,14 @@ def logsumexp_and_pick(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array,
     Returns:
         float32 [...] twice.
     """
-    highest = lax.stop_gradient(logits.max(-1)).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
-    return highest + jnp.log(_sum_exp(logits, highest)), picked.astype(jnp.float32)
+    return _pick_forward(logits, labels)[0]
 
 
 def _pick_forward(logits: jax.Array, labels: jax.Array):
-    lse, picked = logsumexp_and_pick(logits, labels)
-    return (lse, picked), (logits, labels, lse)
+    highest = logits.max(-1).astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
+    lse = highest + jnp.log(_sum_exp(logits, highest))
+    return (lse, picked.astype(jnp.float32)), (logits, labels, lse)
 
 
 def _pick_backward(saved, gradients):

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 import modelzoo
 import parallel
+from parallel.host import keep_freed_memory
 from train import losses
 from train.optim import global_norm
 from train.state import TrainState, abstract_state, resolve_rules, shardings_of
@@ -163,6 +164,8 @@ def make_train_step(
                 metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
         return TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng), metrics
 
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     out_shardings = None if target is None else (shardings_of(target), target.step.sharding)
     return TrainStep(feed, jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
 

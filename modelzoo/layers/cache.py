@@ -76,6 +76,7 @@ class Cache:
         if attention_mask is None:
             attention_mask = jnp.ones((batch, num_new), bool)
         length = attention_mask.shape[1]
+        attention_mask = jnp.broadcast_to(attention_mask, (batch, length))  # one row may stand for all
         if length < num_new or length > num_slots:
             raise ValueError(
                 f"attention_mask has length {length}: with a cache it has the length of the new tokens ({num_new}), "

@@ -5,6 +5,7 @@ be laid on heads without a reshape. Kernels are stored [in..., out...]: on a CPU
 activation with a kernel in that order runs at the memory's read bandwidth, and the transposed order does not.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from modelzoo.axes import gather_parameter
 
 Initializer = Callable[..., jax.Array]
+
+PRODUCT = "product"
+"""The name under which remat policies know the result of a product with a kernel."""
 
 
 def parameter(
@@ -98,6 +103,39 @@ def _add_bias_backward(bias: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
+    """Contracts the last `num_in` dimensions of x with the first of the kernel: [..., in] · [in, out] -> [..., out].
+
+    Its own backward pass, since autodiff forms the kernel's gradient as [out, in] and transposes it: XLA's CPU
+    backend then transposes the activations' gradient instead, and computes all that led to it in that slow order.
+    """
+    return lax.dot_general(x, kernel, ((_last(x, num_in), tuple(range(num_in))), ((), ())))
+
+
+def _last(x: jax.Array, count: int) -> tuple[int, ...]:
+    return tuple(range(x.ndim - count, x.ndim))
+
+
+def _contract_forward(
+    x: jax.Array, kernel: jax.Array, num_in: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return contract(x, kernel, num_in), (x, kernel)
+
+
+def _contract_backward(
+    num_in: int, saved: tuple[jax.Array, ...], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    num_out, leading = kernel.ndim - num_in, tuple(range(x.ndim - num_in))
+    d_x = lax.dot_general(grad, kernel, ((_last(grad, num_out), _last(kernel, num_out)), ((), ())))
+    d_kernel = lax.dot_general(x, grad, ((leading, leading), ((), ())))
+    return d_x, d_kernel
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
 def dropout_layer(rate: float) -> nn.Dropout:
     """Dropout of one probability; identity when its call says `deterministic`."""
     return nn.Dropout(rate, rng_collection="dropout")
@@ -129,8 +167,7 @@ class Linear(nn.Module):
         num_in = len(self.inputs)
         shape, dtypes = (*self.inputs, *self.outputs), (self.param_dtype, self.dtype)
         kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes, *dtypes)
-        contract = tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in))
-        y = lax.dot_general(x.astype(self.dtype), kernel, (contract, ((), ())))
+        y = checkpoint_name(contract(x.astype(self.dtype), kernel, num_in), PRODUCT)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, self.axes[num_in:], *dtypes)
             y = add_bias(y, bias)

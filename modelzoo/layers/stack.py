@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from modelzoo.layers.linear import PRODUCT
+
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
     "full": None,  # save block inputs only
-    "dots": POLICIES.checkpoint_dots_with_no_batch_dims,  # save the results of products with kernels
+    "dots": POLICIES.save_only_these_names(PRODUCT),  # save the results of products with kernels
 }
 
 

@@ -19,7 +19,9 @@ def torch_config(config: modelzoo.GPTJConfig) -> transformers.GPTJConfig:
     return transformers.GPTJConfig(**fields, attn_implementation="eager")
 
 
-def make_pair(name: str, config: modelzoo.GPTJConfig, seed: int = 0, scale: float = 0.2) -> tuple[Any, Any, Any]:
+def make_pair(
+    name: str, config: modelzoo.GPTJConfig, seed: int = 0, scale: float = 0.2
+) -> tuple[Any, Any, Any]:
     """(transformers' model, ours, our parameters), weights drawn so that attention is far from uniform."""
     theirs = getattr(transformers, name)(torch_config(config)).eval()
     torch.manual_seed(seed)  # here, so that the trunk, drawn first, is the same in every class

@@ -1,6 +1,6 @@
 """Writes tests/fixtures/gptj.npz: weights, inputs and transformers' answers, so that tests need no torch.
 
-    python -m tests.parity.make_fixtures
+python -m tests.parity.make_fixtures
 """
 
 import dataclasses
@@ -18,7 +18,9 @@ FILE = Path(__file__).parents[1] / "fixtures" / "gptj.npz"
 OUTPUTS = ("last_hidden_state", "logits", "start_logits", "end_logits", "hidden_states", "attentions")
 CONFIGS = {
     "three heads": tiny_gptj(num_labels=3),
-    "one head": tiny_gptj(n_embd=10, n_head=1, rotary_dim=None, n_layer=1, n_inner=None, activation_function="relu"),
+    "one head": tiny_gptj(
+        n_embd=10, n_head=1, rotary_dim=None, n_layer=1, n_inner=None, activation_function="relu"
+    ),
 }
 
 

@@ -23,7 +23,7 @@ class Outputs:
         self.__dict__.update(fields)
 
 
-def compare(model, fields, batch, torch_loss):
+def assert_same_loss(model, fields, batch, torch_loss):
     """Loss to 1e-5 relative, and gradients with respect to every array of `fields`."""
     tensors = {name: torch.from_numpy(value).requires_grad_() for name, value in fields.items()}
     want = torch_loss(**tensors)
@@ -46,7 +46,7 @@ def test_causal_lm():
     labels = RANDOM.integers(0, 67, (3, 9))
     labels[RANDOM.random((3, 9)) < 0.4] = -100
     model = modelzoo.GPTJForCausalLM(modelzoo.GPTJConfig(**SIZES))
-    compare(
+    assert_same_loss(
         model,
         {"logits": logits_of(3, 9, 67)},
         {"labels": labels},
@@ -73,7 +73,7 @@ def test_causal_lm():
 def test_sequence_classification(config, labels):
     model = modelzoo.GPTJForSequenceClassification(modelzoo.GPTJConfig(**SIZES, **config))
     theirs = transformers.GPTJConfig(**SIZES, **config)
-    compare(
+    assert_same_loss(
         model,
         {"logits": logits_of(6, config["num_labels"])},
         {"labels": labels},
@@ -84,7 +84,7 @@ def test_sequence_classification(config, labels):
 def test_question_answering():
     model = modelzoo.GPTJForQuestionAnswering(modelzoo.GPTJConfig(**SIZES))
     start, end = np.asarray([0, 8, 9, -4, 3]), np.asarray([[2], [40], [8], [9], [-1]])
-    compare(
+    assert_same_loss(
         model,
         {"start_logits": logits_of(5, 9), "end_logits": logits_of(5, 9)},
         {"start_positions": start, "end_positions": end},
