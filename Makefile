@@ -20,7 +20,7 @@ help: ## list the targets
 
 quickstart: $(VENV)/.has-core ## train a small GPT-J on Python's own sources, then let it write
 	$(PY) -m train --gin_file=configs/quickstart.gin
-	$(PY) -m inference --checkpoint runs/quickstart --prompt "def main("
+	$(PY) -m inference --checkpoint runs/quickstart --prompt "def main(" --temperature 0.8
 
 test: $(VENV)/.has-dev ## the test suite, on 8 simulated devices (PYTEST="-k name" chooses)
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal --ignore=tests/parity $(PYTEST)

@@ -67,7 +67,7 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in hf_config.items() if name in known}
         if labels := values.pop("id2label", None):
-            # The names decide where a file holds another num_labels, as in transformers; names that only count are none.
+            # The names decide where a file holds another num_labels, as in transformers; LABEL_0, ... are no names.
             values["num_labels"] = len(labels)
             if {str(i): label for i, label in labels.items()} != _numbered_labels(len(labels)):
                 values["id2label"] = labels

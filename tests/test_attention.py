@@ -1,13 +1,17 @@
 """Attention against a float64 loop over batch, heads and queries, one feature at a time and all together."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.attention import Attention, dot_product_attention
+from modelzoo.layers import attention
+from modelzoo.layers.attention import dot_product_attention
 from modelzoo.layers.cache import LayerCache
 
+Attention: Any = attention.Attention  # flax types what init and apply return as unions
 B, T, D, N, H = 2, 5, 12, 3, 4
 FLOAT32_MIN = float(np.finfo(np.float32).min)
 
@@ -42,7 +46,7 @@ def test_dot_product_attention(bias_shape, masked):
     q, k, v = random(B, N, T, H), random(B, N, 7, H, seed=1), random(B, N, 7, H, seed=2)
     bias = None if bias_shape is None else random(*bias_shape)
     head_mask = np.array([1.0, 0.0, 0.25], np.float32) if masked else None
-    given = [None if a is None else jnp.asarray(a) for a in (q, k, v, bias)]
+    given: list[Any] = [None if a is None else jnp.asarray(a) for a in (q, k, v, bias)]
     context, probs = dot_product_attention(
         *given, head_mask=None if head_mask is None else jnp.asarray(head_mask)
     )
@@ -151,7 +155,7 @@ class TestModule:
         self.check(self.apply(x, head_mask=jnp.asarray(mask))[:2], self.expected(x, head_mask=mask))
 
     def test_cache_of_earlier_tokens(self):
-        """Three tokens, then two: the rows of the second call are those of five at once, and empty slots weigh nothing."""
+        """Three tokens, then two, give the rows of five at once, and empty slots weigh nothing."""
         x = random(B, T, D)
         whole = self.apply(x, bias=jnp.asarray(causal(T, T)))
         empty = LayerCache(*(jnp.full((B, N, 8, H), 1e3),) * 2)  # what empty slots hold must not matter

@@ -50,12 +50,16 @@ def test_constrain_takes_hold_in_the_middle_of_a_program(rules):
         h = constrain(jnp.sin(x) @ jnp.ones((8, 24)), "act_batch", "act_mlp")
         return jnp.cos(h) @ jnp.ones((24, 5))
 
+    def compiled(x):
+        x = jax.device_put(x, rules.sharding(()))
+        return str(jax.jit(lambda x: program(x)).lower(x).compile().as_text())
+
     x = jnp.ones((16, 8))
     with parallel.use(rules):
-        text = jax.jit(lambda x: program(x)).lower(jax.device_put(x, rules.sharding(()))).compile().as_text()
+        text = compiled(x)
     assert "f32[4,12]" in text
     with jax.set_mesh(rules.mesh):
-        text = jax.jit(lambda x: program(x)).lower(jax.device_put(x, rules.sharding(()))).compile().as_text()
+        text = compiled(x)
     assert "f32[4,12]" not in text
 
 

@@ -48,8 +48,8 @@ def test_write(index, batch):
 
 
 def test_write_converts_to_the_caches_dtype():
-    cache = LayerCache(*(jnp.zeros((1, 1, 2, 1), jnp.bfloat16),) * 2)
-    written = cache.write(*(jnp.full((1, 1, 1, 1), 1.001),) * 2, jnp.int32(1))
+    slots, new = jnp.zeros((1, 1, 2, 1), jnp.bfloat16), jnp.full((1, 1, 1, 1), 1.001)
+    written = LayerCache(slots, slots).write(new, new, jnp.int32(1))
     assert written.key.dtype == jnp.bfloat16
     assert written.key[0, 0, 1, 0] == 1.0
 
@@ -57,11 +57,11 @@ def test_write_converts_to_the_caches_dtype():
 @pytest.mark.parametrize("shape", [(1, 4, 3, 5), (2, 3, 3, 5), (2, 4, 3, 4)])
 def test_keys_of_another_batch_or_other_heads_are_refused(shape):
     """XLA would write the corner that fits."""
-    cache = LayerCache(*(jnp.zeros((2, 4, 6, 5)),) * 2)
+    slots, new = jnp.zeros((2, 4, 6, 5)), jnp.ones(shape)
     with pytest.raises(
         ValueError, match=r"the cache holds \[batch, heads, width\] = \[2, 4, 5\], but the new keys"
     ):
-        cache.write(*(jnp.ones(shape),) * 2, jnp.int32(0))
+        LayerCache(slots, slots).write(new, new, jnp.int32(0))
 
 
 def test_admit_marks_the_next_slots():
@@ -122,6 +122,8 @@ def test_begin_with_a_cache():
     cache = fresh()
     cache = cache.admit(jnp.array([[0, 1, 1], [1, 1, 1]]), 3).advance(cache.layers, 3)
     slots, mask, num_keys, cache = begin(cache, None, 2)
+    assert mask is not None
+    assert cache is not None
     assert slots.tolist() == [3, 4]
     assert mask.astype(int).tolist() == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0]]
     assert num_keys == 6
@@ -141,9 +143,8 @@ def test_a_bias_says_what_is_seen_and_not_which_tokens_are_real():
 
 def test_a_cache_unstacks_and_stacks():
     cache = fresh()
-    cache = cache.replace(
-        layers=jax.tree.map(lambda a: a + jnp.arange(3.0).reshape(3, 1, 1, 1, 1), cache.layers)
-    )
+    numbers = jnp.arange(3.0).reshape(3, 1, 1, 1, 1)
+    cache = cache.advance(jax.tree.map(lambda a: a + numbers, cache.layers), 0)
     apart = modelzoo.unstack_layers(cache)
     assert isinstance(apart.layers, tuple)
     assert [float(layer.value.max()) for layer in apart.layers] == [0.0, 1.0, 2.0]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ HEADS = {
     "GPTJForSequenceClassification": "score",
     "GPTJForQuestionAnswering": "qa_outputs",
 }
-MODEL = modelzoo.GPTJForCausalLM(tiny_gptj())
+MODEL: Any = modelzoo.GPTJForCausalLM(tiny_gptj())
 
 
 def stored(prefix):
@@ -66,6 +67,7 @@ class TestStoredAnswers:
 
     @pytest.mark.parametrize("title", TITLES)
     def test_loss_and_gradients(self, title):
+        model: Any
         model, params = stored_model(title, "GPTJForCausalLM")
         tokens = FIXTURES[f"{title}/plain/inputs/input_ids"]
 
@@ -120,7 +122,7 @@ class TestForms:
         params = random_params(MODEL)
 
         def gradients(**fields):
-            model = modelzoo.GPTJForCausalLM(config, **fields)
+            model: Any = modelzoo.GPTJForCausalLM(config, **fields)
 
             def loss(params):
                 rngs = {"dropout": jax.random.key(1)}
@@ -260,7 +262,7 @@ class TestDropout:
 
     rate = 0.3
 
-    def run(self, params=None, deterministic=False, seed=0, **rates):
+    def run(self, params=None, deterministic=False, seed=0, **rates: Any):
         model = modelzoo.GPTJModel(tiny_gptj(n_layer=1, **rates))
         params = random_params(model) if params is None else params
         inputs = {"input_ids": ids(16, 24)}
@@ -301,7 +303,7 @@ class TestDropout:
         self.check(jnp.where(jnp.abs(added(self.rate)) < 1e-5, 0.0, added(self.rate)), added(0.0))
 
     def test_off_when_deterministic(self):
-        rates = dict(embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
+        rates: dict[str, Any] = dict(embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
         assert_close(self.run(deterministic=True, **rates), self.run(deterministic=True), 0.0)
 
     def test_differs_by_key_alone(self):

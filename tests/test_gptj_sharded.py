@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from tests.hlo import Collective, collectives, compile_anew
 from tests.zoo import assert_close, assert_close_relative, random_params, tiny_gptj
 
 SIZES = dict(vocab_size=211, n_embd=32, n_head=8, rotary_dim=4, n_inner=64)  # no mesh divides the vocabulary
-MODEL = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES))
+MODEL: Any = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES))
 L, B, T, D, F = 2, 8, 12, 32, 64
 WARNING = (
     "Involuntary full rematerialization"  # the compiler gathers an array on every device to lay it out anew
@@ -165,7 +166,7 @@ class TestForward:
 
     def trunk(self, rules, scan=True):
         abstract = parallel.abstract_sharded_params(MODEL, rules)["trunk"]
-        trunk = modelzoo.GPTJModel(MODEL.config, scan_layers=scan)
+        trunk: Any = modelzoo.GPTJModel(MODEL.config, scan_layers=scan)
         x = jax.ShapeDtypeStruct((B, T, D), jnp.float32, sharding=parallel.batch_sharding(rules))
         with parallel.use(rules):
             function = jax.jit(lambda p, x: trunk.apply({"params": p}, inputs_embeds=x).last_hidden_state)

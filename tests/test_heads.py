@@ -1,5 +1,7 @@
 """Heads: which positions are scored, by what, and what becomes of padding."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,7 @@ def test_span_logits():
 def test_lm_head_of_a_padded_vocabulary():
     """The table has more columns than the vocabulary: those are minus infinity, and take no part in a softmax."""
     model = modelzoo.GPTJForCausalLM(tiny_gptj())
-    head = heads.lm_head(model, 6, 5, True, NORMAL)
+    head: Any = heads.lm_head(model, 6, 5, True, NORMAL)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6)), jnp.float32)
     params = head.init(jax.random.key(0), x)["params"]
     params = {"kernel": params["kernel"].value, "bias": params["bias"].value + 1.0}

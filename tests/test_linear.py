@@ -1,13 +1,18 @@
 """The linear layer against numpy, and what `parameter` accepts."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.linear import Linear, add_bias, contract, dropout_layer, parameter, sum_leading
+from modelzoo.layers import linear
+from modelzoo.layers.linear import add_bias, contract, parameter, sum_leading
 
+Linear: Any = linear.Linear  # flax types what init and apply return as unions
+dropout_layer: Any = linear.dropout_layer
 NORMAL = nn.initializers.normal(0.5)
 
 
@@ -109,9 +114,10 @@ def test_parameter_is_cast_for_its_use_alone(use_dtype):
         def __call__(self):
             return parameter(self, "w", nn.initializers.ones, (3,), ("embed",), jnp.float32, use_dtype)
 
-    used, variables = Holder().init_with_output(jax.random.key(0))
+    holder: Any = Holder()
+    used, variables = holder.init_with_output(jax.random.key(0))
     assert variables["params"]["w"].value.dtype == jnp.float32
-    assert used.dtype == Holder().apply(variables).dtype == (use_dtype or jnp.float32)
+    assert used.dtype == holder.apply(variables).dtype == (use_dtype or jnp.float32)
 
 
 def test_dropout_in_expectation():

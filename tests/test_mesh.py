@@ -1,5 +1,7 @@
 """Meshes: their axes, the devices on them, and what does not fit."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ def test_all_axes_are_always_there():
 
 @pytest.mark.parametrize("axis", MESH_AXES)
 def test_each_argument_is_its_axis(axis):
-    assert sizes(make_mesh(**{axis: 8})) == {axis: 8}
-    assert sizes(make_mesh(**{axis: -1})) == {axis: 8}
+    for size in (8, -1):
+        kwargs: dict[str, Any] = {axis: size}
+        assert sizes(make_mesh(**kwargs)) == {axis: 8}
 
 
 def test_the_rest_goes_to_the_axis_of_minus_one():

@@ -1,14 +1,17 @@
 """Activations against float64 definitions, and the two-layer block against numpy."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.mlp import ACTIVATIONS, Mlp, get_activation
+from modelzoo.layers import mlp
+from modelzoo.layers.mlp import ACTIVATIONS, get_activation
 
+Mlp: Any = mlp.Mlp  # flax types what init and apply return as unions
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 

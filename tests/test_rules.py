@@ -23,7 +23,7 @@ def test_every_logical_axis_has_a_rule():
 
 
 def test_megatron_and_zero():
-    """What the table means: the two that share a parameter's product are split alike, and FSDP leaves activations be."""
+    """What the table means: a product is split as its parameter is, and FSDP leaves activations be."""
     for parameter, activation in axes.COMPUTE_AXES.items():
         assert DEFAULT[parameter] == DEFAULT[activation]
     assert DEFAULT["embed"] == ("fsdp",)

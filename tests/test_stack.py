@@ -156,34 +156,36 @@ def test_dropout_differs_by_layer_and_not_by_schedule():
     block = Block(parent=None, rate=0.5)
     ones = dict(fc=dict(kernel=jnp.full((L, D, D), 3.0)))
 
-    def mask(layers, seed=0, **how):
-        _, states, _ = run(
+    def mask(layers, seed=0, **how: Any):
+        states: Any = run(
             layers,
             block=block,
             dropout_rng=jax.random.key(seed),
             deterministic=False,
             output_hidden_states=True,
             **how,
-        )
+        )[1]
         steps = [np.asarray(after - 0.5 * before) for before, after in zip(states, states[1:], strict=False)]
         return np.stack([step != 0 for step in steps])
 
     scanned = mask(ones)
     assert 0.3 < scanned.mean() < 0.7
     assert all((a != b).any() for a, b in zip(scanned, scanned[1:], strict=False))
-    for how in (dict(scan=False), dict(scan=True, remat="full"), dict(scan=False, remat="dots")):
+    hows: list[dict[str, Any]] = [dict(scan=False), dict(remat="full"), dict(scan=False, remat="dots")]
+    for how in hows:
         np.testing.assert_array_equal(mask(ones, **how), scanned)
     np.testing.assert_array_equal(mask(unstack_layers({"layers": ones})["layers"]), scanned)
     assert (mask(ones, seed=1) != scanned).any()
 
 
 def test_parameters_are_stacked_and_each_layer_is_its_own():
-    params = Trunk().init(jax.random.key(0), X)["params"]
+    trunk: Any = Trunk()
+    params = trunk.init(jax.random.key(0), X)["params"]
     assert params["layers"]["fc"]["kernel"].names == ("layers", "embed", "mlp")
     kernel = params["layers"]["fc"]["kernel"].value
     assert kernel.shape == (L, D, D)
     assert all(float(jnp.abs(a - b).max()) > 0.1 for a, b in zip(kernel, kernel[1:], strict=False))
-    again = Trunk().apply({"params": nn.meta.unbox(params)}, X)
+    again = trunk.apply({"params": nn.meta.unbox(params)}, X)
     np.testing.assert_array_equal(again["fc"]["kernel"], kernel)
 
 

@@ -15,8 +15,11 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 def tiny_gptj(**overrides: Any) -> modelzoo.GPTJConfig:
     """A GPT-J with sizes that are all different, and nothing a power of two that need not be."""
-    sizes = dict(vocab_size=37, n_positions=32, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, n_inner=31)
-    return modelzoo.GPTJConfig(**(sizes | dict(bos_token_id=1, eos_token_id=2, pad_token_id=0) | overrides))
+    fields: dict[str, Any] = dict(
+        vocab_size=37, n_positions=32, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, n_inner=31
+    )
+    fields |= dict(bos_token_id=1, eos_token_id=2, pad_token_id=0) | overrides
+    return modelzoo.GPTJConfig(**fields)
 
 
 def random_params(model: modelzoo.Model, seed: int = 0, scale: float = 0.2) -> Any:

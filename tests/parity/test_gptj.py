@@ -209,7 +209,8 @@ class TestCache:
         mask = np.ones_like(ids)
         mask[0, :padding] = 0
         real = mask.astype(bool)
-        cache, past, start = ours.init_cache(B, T), None, 0
+        past: Any = None
+        cache, start = ours.init_cache(B, T), 0
         for size in chunks:
             end = start + size
             new = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
