@@ -7,6 +7,7 @@ hardly changes when others use the machine.
 
 import dataclasses
 import importlib.util
+import math
 import multiprocessing
 import resource
 import statistics
@@ -159,5 +160,5 @@ def median(times: list[Seconds]) -> Seconds:
 def ratio(slow: list[Seconds], fast: list[Seconds]) -> Seconds:
     """How many times longer `slow` took than `fast`: the median over rounds."""
     walls = [a.wall / b.wall for a, b in zip(slow, fast, strict=True)]
-    cpus = [a.cpu / max(b.cpu, 1e-9) for a, b in zip(slow, fast, strict=True)]
+    cpus = [a.cpu / b.cpu if b.cpu else math.nan for a, b in zip(slow, fast, strict=True)]
     return Seconds(statistics.median(walls), statistics.median(cpus))

@@ -234,6 +234,12 @@ class TestInputs:
         some = forward(MODEL, self.params, {"input_ids": ids()}, logits_to_keep=keep).logits
         np.testing.assert_allclose(some, whole[:, -keep:], atol=2e-6 * float(jnp.abs(whole).max()))
 
+    def test_more_tokens_than_positions_are_refused(self):
+        model = modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", n_positions=8))
+        ids = jnp.zeros((1, 9), jnp.int32)
+        with pytest.raises(ValueError, match=r"9 tokens are more than the model's n_positions = 8"):
+            jax.eval_shape(lambda: model.init(jax.random.key(0), input_ids=ids))
+
     def test_logits_of_chosen_positions(self):
         whole = forward(MODEL, self.params, {"input_ids": ids()}).logits
         chosen = jnp.array([7, 0, 3])

@@ -107,6 +107,10 @@ class GPTJModel(Model):
             x_BTD = x_BTD + self.embed(token_type_ids)  # types share the token table, as in transformers
         x_BTD = self.embed_dropout(x_BTD, deterministic=deterministic)
 
+        if x_BTD.shape[1] > c.n_positions:
+            raise ValueError(
+                f"{x_BTD.shape[1]} tokens are more than the model's n_positions = {c.n_positions}"
+            )
         slots_T, mask_BS, num_keys, cache = begin(cache, attention_mask, x_BTD.shape[1])
         position_ids = slots_T[None] if position_ids is None else position_ids
         x_BTD, hidden_states, layer = stack.run(
