@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test parity check format bench notebooks hooks clean distclean FORCE
+.PHONY: help quickstart test parity exports table check format bench notebooks hooks clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 | /p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -27,6 +27,17 @@ test: $(VENV)/.has-dev ## the test suite, on 8 simulated devices (PYTEST="-k nam
 
 parity: $(VENV)/.has-parity ## the models against transformers (torch)
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal tests/parity $(PYTEST)
+
+exports: $(VENV)/.has-parity ## what to_hf writes, opened by transformers 5 in an environment of its own
+	@test -e .cache/venv5/.has-v5 || { echo "installing transformers 5 into .cache/venv5"; \
+	  $(PY) -m venv .cache/venv5 && .cache/venv5/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 "transformers>=5,<6" \
+	  && touch .cache/venv5/.has-v5; }
+	rm -rf .cache/exports
+	JAX_PLATFORMS=cpu $(PY) -m tests.parity.make_exports .cache/exports
+	.cache/venv5/bin/python tests/parity/exported.py .cache/exports
+
+table: $(VENV)/.has-core ## write the README's table of models (after FLAXTRON_RECORD=1 make parity)
+	$(PY) docs/model_table.py
 
 check: $(VENV)/.has-dev ## ruff and pyright
 	$(PY) -m ruff check

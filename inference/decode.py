@@ -12,7 +12,7 @@ beside it.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import parallel
 from inference import sampling
 from inference.generation_config import GenerationConfig
 from inference.prompts import GenerateOutput, Prompts, prepare_prompts
+from modelzoo import heads
 
 
 class DecodeState(struct.PyTreeNode):
@@ -143,15 +144,32 @@ def prepare(model: modelzoo.Model, params: Any, rules: parallel.Rules | None = N
         rules: of the mesh to place them on, or None.
 
     Returns:
-        The same tree with `layers` as a tuple, on the mesh if there is one. Prepared parameters come back as
-        they are.
+        The same tree with `layers` as a tuple, on the mesh if there is one; on a CPU a head that is tied to the
+        embedding table gets a transposed copy of it (`modelzoo.heads.untie`). Prepared parameters come back as they
+        are.
 
     Raises:
         ValueError: the tree is not the model's, or the mesh does not divide it.
     """
+    copy, params = _take_head_copy(model, params)
     if rules is not None:
         params = parallel.shard_params(params, model, rules)
-    return modelzoo.unstack_layers(params)
+    params = modelzoo.unstack_layers(params)
+    if copy is not None:
+        return dict(params, lm_head=dict(params.get("lm_head", {}), kernel=copy))
+    if getattr(model.config, "tie_word_embeddings", False) and jax.default_backend() == "cpu":
+        return heads.untie(params, cast(Any, model).trunk_class.table_path)
+    return params
+
+
+def _take_head_copy(model: modelzoo.Model, params: Any) -> tuple[Any, Any]:
+    """The transposed table of a tied head, if the parameters were prepared and hold one, and the tree without it."""
+    head = params.get("lm_head", {})
+    if not getattr(model.config, "tie_word_embeddings", False) or "kernel" not in head:
+        return None, params
+    rest = {name: value for name, value in head.items() if name != "kernel"}
+    others = {name: value for name, value in params.items() if name != "lm_head"}
+    return head["kernel"], dict(others, lm_head=rest) if rest else others
 
 
 def prefill(
@@ -175,7 +193,8 @@ def prefill(
             {"params": params},
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=jnp.where(attention_mask, count_BT - 1, 1),  # transformers gives padding position 1
+            # transformers gives padding position 1
+            **_positions(model, jnp.where(attention_mask, count_BT - 1, 1)),
             cache=cache,
             logits_to_keep=1,
         )
@@ -192,9 +211,17 @@ def decode_step(
     """
     with jax.named_scope("decode_step"):
         out: Any = model.apply(
-            {"params": params}, input_ids=token_B[:, None], position_ids=positions_B[:, None], cache=cache
+            {"params": params},
+            input_ids=token_B[:, None],
+            **_positions(model, positions_B[:, None]),
+            cache=cache,
         )
     return out.logits[:, -1], out.cache
+
+
+def _positions(model: modelzoo.Model, positions_BT: jax.Array) -> dict[str, Any]:
+    """position_ids, for a model that takes them: ALiBi counts for itself."""
+    return {"position_ids": positions_BT} if "position_ids" in modelzoo.input_names(model) else {}
 
 
 def _append(state: DecodeState, logits: jax.Array, config: GenerationConfig) -> DecodeState:

@@ -5,7 +5,7 @@ import functools
 import numbers
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, cast, get_args, get_origin, get_type_hints
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -22,6 +22,11 @@ class ModelConfig:
     """
 
     model_type: ClassVar[str]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other spellings of fields in a config.json; where one stands in a file, it is what transformers goes by."""
+
+    absent_when_none: ClassVar[tuple[str, ...]] = ("problem_type",)
+    """Fields that transformers does not write into a config.json unless they are set."""
 
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -48,6 +53,15 @@ class ModelConfig:
         names = self.id2label or ()
         self._check(len(names) in (0, self.num_labels), "num_labels", f"id2label names {len(names)} classes")
 
+    def _check_sizes(self, *fields: str) -> None:
+        for field in fields:
+            self._check(getattr(self, field) >= 1, field, "it is a size, at least 1")
+
+    def _check_probabilities(self, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            self._check(value is None or 0.0 <= value < 1.0, field, "a dropout probability lies in [0, 1)")
+
     def _check(self, holds: bool, field: str, why: str) -> None:
         if not holds:
             raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: {why}")
@@ -66,6 +80,9 @@ class ModelConfig:
             )
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in hf_config.items() if name in known}
+        for alias, name in cls.aliases.items():
+            if hf_config.get(alias) is not None:
+                values[name] = hf_config[alias]
         if labels := values.pop("id2label", None):
             # The names decide where a file holds another num_labels, as in transformers; LABEL_0, ... are no names.
             values["num_labels"] = len(labels)
@@ -84,8 +101,9 @@ class ModelConfig:
         labels = {str(i): label for i, label in self.id2label or ()} or _numbered_labels(num_labels)
         values["id2label"] = labels
         values["label2id"] = {label: int(i) for i, label in labels.items()}
-        if values["problem_type"] is None:
-            del values["problem_type"]
+        for name in self.absent_when_none:
+            if values[name] is None:
+                del values[name]
         return values
 
     # The names that code outside a family uses, whatever the family calls them.
@@ -103,6 +121,16 @@ class ModelConfig:
     def max_positions(self) -> int | None:
         """The longest sequence that the positions allow, or None where there is no limit."""
         raise NotImplementedError
+
+    @property
+    def initializer_std(self) -> float:
+        """Standard deviation of kernels and embeddings at the start: what most families call initializer_range."""
+        return cast(Any, self).initializer_range
+
+    @property
+    def head_dropout(self) -> float:
+        """Probability of dropping an element of what a classification head reads."""
+        return 0.0
 
 
 def _numbered_labels(num_labels: int) -> dict[str, str]:

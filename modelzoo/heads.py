@@ -1,33 +1,132 @@
-"""Task heads: what stands on a trunk's hidden states."""
+"""Task heads: what stands on a trunk's hidden states. `modelzoo.tasks` puts them on trunks."""
 
+import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from modelzoo.axes import constrain
 from modelzoo.layers.embed import mask_padded_vocab
-from modelzoo.layers.linear import Initializer, Linear
+from modelzoo.layers.linear import (
+    PRODUCT,
+    Initializer,
+    Linear,
+    add_bias,
+    contract,
+    dropout_layer,
+    parameter,
+)
+from modelzoo.layers.mlp import get_activation
+from modelzoo.layers.norm import LayerNorm
 
 
-def lm_head(model: Any, features: int, vocab_size: int, use_bias: bool, kernel_init: Initializer) -> Linear:
-    """The projection onto the vocabulary, with `model`'s dtypes; its result goes through `lm_logits`."""
-    axes = ("embed", "vocab")
-    return Linear((features,), (vocab_size,), axes, use_bias, kernel_init, model.dtype, model.param_dtype)
+class LMHead(nn.Module):
+    """Scores over the vocabulary: [dense, activation, norm,] projection [, bias].
+
+    Attributes:
+        features: D.
+        vocab_size: V, the true number of columns; parameters that a mesh padded give more, at minus infinity.
+        use_bias: a bias [V].
+        tied: the projection is the embedding table, passed in at each call. A parameter `kernel` [D, V] may still be
+            passed to `apply`, a transposed copy of the table: see `untie`.
+        transform: activation of a dense layer [D, D] and a norm before the projection; None has neither.
+        norm_epsilon: of that norm.
+    """
+
+    features: int
+    vocab_size: int
+    use_bias: bool = False
+    tied: bool = False
+    transform: str | None = None
+    norm_epsilon: float = 1e-5
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
+        """Scores hidden states.
+
+        Args:
+            x_BTD: [B, T, D].
+            embedding_VD: the table of the trunk's embedding; read where the head is tied to it.
+
+        Returns:
+            [B, T, V], columns that padding added at minus infinity.
+        """
+        dtypes, width = dict(dtype=self.dtype, param_dtype=self.param_dtype), (self.features,)
+        if self.transform is not None:
+            dense = Linear(
+                width, width, ("embed", None), kernel_init=self.kernel_init, name="dense", **dtypes
+            )
+            x_BTD = get_activation(self.transform)(dense(x_BTD))
+            x_BTD = LayerNorm(self.features, self.norm_epsilon, name="norm", **dtypes)(x_BTD)
+        if self.tied and not self.has_variable("params", "kernel"):
+            kernel_DV = embedding_VD.astype(self.dtype).T
+        else:
+            shape, axes = (self.features, self.vocab_size), ("embed", "vocab")
+            kernel_DV = parameter(self, "kernel", self.kernel_init, shape, axes, self.param_dtype, self.dtype)
+        logits = checkpoint_name(contract(x_BTD.astype(self.dtype), kernel_DV, 1), PRODUCT)
+        if self.use_bias:
+            zeros, shape = nn.initializers.zeros, (self.vocab_size,)
+            logits = add_bias(
+                logits, parameter(self, "bias", zeros, shape, ("vocab",), self.param_dtype, self.dtype)
+            )
+        return mask_padded_vocab(constrain(logits, "act_batch", "act_length", "act_vocab"), self.vocab_size)
 
 
-def lm_logits(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Lays logits [B, T, V] on the mesh and sets the columns that padding added to minus infinity."""
-    return mask_padded_vocab(constrain(logits, "act_batch", "act_length", "act_vocab"), vocab_size)
+class Pooler(nn.Module):
+    """The first token's state through a dense layer and tanh: [B, T, D] -> [B, D]."""
+
+    features: int
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        dtypes, width = dict(dtype=self.dtype, param_dtype=self.param_dtype), (self.features,)
+        dense = Linear(width, width, ("embed", None), kernel_init=self.kernel_init, name="dense", **dtypes)
+        return jnp.tanh(dense(x_BTD[:, 0]))
 
 
-def classifier(
-    model: Any, features: int, num_labels: int, use_bias: bool, kernel_init: Initializer
-) -> Linear:
-    """A projection onto classes, never sharded by class."""
-    axes = ("embed", None)
-    return Linear((features,), (num_labels,), axes, use_bias, kernel_init, model.dtype, model.param_dtype)
+class ClassificationHead(nn.Module):
+    """Dropout, dense, tanh, dropout, projection onto the classes: [B, D] -> [B, C].
+
+    Attributes:
+        features: D.
+        num_labels: C.
+        dropout: probability, of both.
+    """
+
+    features: int
+    num_labels: int
+    dropout: float = 0.0
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BD: jax.Array, deterministic: bool = True) -> jax.Array:
+        width, classes = (self.features,), (self.num_labels,)
+        shared: dict[str, Any] = dict(
+            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        x_BD = dropout_layer(self.dropout)(x_BD, deterministic=deterministic)
+        x_BD = jnp.tanh(Linear(width, width, ("embed", None), name="dense", **shared)(x_BD))
+        x_BD = dropout_layer(self.dropout)(x_BD, deterministic=deterministic)
+        return Linear(width, classes, ("embed", None), name="out", **shared)(x_BD)
+
+
+def classifier(model: Any, num_labels: int, use_bias: bool = True) -> Linear:
+    """A projection [..., D] -> [..., C] onto classes, never sharded by class, with `model`'s dtypes."""
+    c, axes = model.config, ("embed", None)
+    init = nn.initializers.normal(c.initializer_std)
+    return Linear((c.hidden_size,), (num_labels,), axes, use_bias, init, model.dtype, model.param_dtype)
 
 
 def span_logits(logits_BT2: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,3 +172,17 @@ def last_token(values_BTC: jax.Array, input_ids: jax.Array | None, pad_token_id:
     position = jnp.arange(length, dtype=jnp.int32)
     last = jnp.argmax(jnp.where(input_ids != pad_token_id, position, 0), axis=-1)
     return jnp.take_along_axis(values_BTC, last[:, None, None], axis=1)[:, 0]
+
+
+def untie(params: Any, table_path: tuple[str, ...]) -> Any:
+    """Gives a tied head a transposed copy of its table, for decoding on a CPU.
+
+    There the product of one token's state with the table runs at the memory's bandwidth only where the kernel lies
+    [D, V]. The result is for `apply` alone: it is not the canonical tree.
+
+    Args:
+        params: parameters of a model with a tied `lm_head`.
+        table_path: where the table stands in its trunk (`Trunk.table_path`).
+    """
+    embedding_VD = functools.reduce(lambda tree, name: tree[name], table_path, params["trunk"])
+    return dict(params, lm_head=dict(params.get("lm_head", {}), kernel=jnp.asarray(embedding_VD).T))

@@ -4,8 +4,8 @@ What a family's tensors are called and how they are laid out is in `<family>/wei
 which class a folder holds, checks every tensor before any is read, and directs the traffic. Where it departs
 from transformers: a missing tensor is an error, not a random value with a warning. Only a head that the
 folder's class does not have at all (fine-tuning a classifier from a language model) is created, and a tensor
-of another head of the family is left out; both are logged. No torch is needed, and no code in a checkpoint is
-run.
+of another head of the family is left out; both are logged. A pooler is part of the head that reads it; a bare
+trunk without one in its folder is loaded without. No torch is needed, and no code in a checkpoint is run.
 """
 
 import dataclasses
@@ -78,7 +78,8 @@ def from_hf(
     except ValueError as error:
         raise ValueError(f"{folder / hf_files.CONFIG}: {error}") from None
     refs = hf_files.find_tensors(folder)
-    shapes = tables.flatten(abstract_params(chosen(config)))
+    options = hf_match.trunk_options(family, chosen, refs)
+    shapes = tables.flatten(abstract_params(chosen(config, **options)))
     other_class = chosen.__name__ not in (hf_config.get("architectures") or ())
     sources, new = hf_match.match_tensors(folder, chosen, family.weights, shapes, refs, other_class)
 
@@ -91,7 +92,7 @@ def from_hf(
             dtypes.values(), key=lambda d: sum(shapes[path].size for path in dtypes if dtypes[path] == d)
         )
     dtype = param_dtype if dtype is None else dtype
-    model = chosen(config, dtype=dtype, param_dtype=param_dtype)
+    model = chosen(config, dtype=dtype, param_dtype=param_dtype, **options)
     places = _places(model, shapes, rules)
     params = _read(sources, dtypes, places, folder.name)
     if new:
@@ -227,7 +228,8 @@ def to_hf(model: Model, params: Any, path: str | os.PathLike[str], max_shard_siz
     shapes = tables.flatten(abstract_params(model))
     leaves = _leaves(nn.meta.unbox(params))
     hf_match.check_params(model, shapes, leaves)
-    tensors = {tensor.name: tensor for tensor in tables.bind(family.weights, shapes)}
+    bound, ties = tables.bind(family.weights, shapes), model.config.tie_word_embeddings
+    tensors = {name: tensor for tensor in bound for name in tensor.written(ties)}
 
     def parts(tensor: tables.StoredTensor) -> list[tuple[Any, int | None]]:
         """Of every parameter in a tensor, the array and the row of it."""

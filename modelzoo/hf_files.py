@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modelzoo.tensor_files import TensorRef, read_safetensors_header
+from modelzoo.tensor_files import read_safetensors_header
 from modelzoo.unpickle import read_torch_header
 
 CONFIG = "config.json"
@@ -74,17 +74,24 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def find_tensors(folder: Path) -> dict[str, TensorRef]:
+def find_tensors(folder: Path, readers: Mapping[str, Callable[[Path], dict[str, Any]]] = READERS) -> Any:
     """Where the tensors of a folder's checkpoint lie; reads the headers of its files alone.
+
+    Args:
+        folder: the folder.
+        readers: the forms of checkpoint to look for, by the name of the file, best first: what reads one.
+
+    Returns:
+        A `TensorRef` (what the reader gives) per tensor.
 
     Raises:
         OSError: there are no weights, or a file is missing or cannot be read.
         ValueError: a file is corrupt, or lacks a tensor that the index puts there.
     """
-    weights = _weight_files(folder)
+    weights = _weight_files(folder, readers)
     if weights is None:
-        raise FileNotFoundError(f"{folder}: no {SAFETENSORS} or {TORCH}, nor an index and its parts")
-    read = READERS[SAFETENSORS if weights.startswith(SAFETENSORS) else TORCH]
+        raise FileNotFoundError(f"{folder}: no {' or '.join(readers)}, nor an index and its parts")
+    read = readers[weights.removesuffix(INDEX)]
     if not weights.endswith(INDEX):
         return read(folder / weights)
     index = folder / weights
@@ -105,9 +112,9 @@ def find_tensors(folder: Path) -> dict[str, TensorRef]:
     return {tensor: ref for part in found.values() for tensor, ref in part.items()}
 
 
-def _weight_files(folder: Path) -> str | None:
+def _weight_files(folder: Path, forms: Iterable[str] = READERS) -> str | None:
     """The file that leads to a folder's weights; transformers looks for them in this order."""
-    names = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)
+    names = [name + suffix for name in forms for suffix in ("", INDEX)]
     return next((name for name in names if (folder / name).is_file()), None)
 
 

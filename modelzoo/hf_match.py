@@ -1,7 +1,7 @@
 """Whether a checkpoint fits a model, and parameters a file: all disagreements, before a byte is moved."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,27 @@ def choose_class(
     )
 
 
+def trunk_options(family: registry.Family, model_class: type[Model], names: Iterable[str]) -> dict[str, Any]:
+    """The fields of a bare trunk that a checkpoint decides, so that nothing in it is random.
+
+    A trunk of a family with poolers is loaded without one where the checkpoint has none: such are language models, and
+    trunks that were saved so. (A class whose head reads the pooler creates it, as it does its head.)
+
+    Args:
+        family: the checkpoint's.
+        model_class: the class to load.
+        names: of the checkpoint's tensors.
+    """
+    if model_class is not family.classes[0] or not hasattr(model_class, "add_pooling_layer"):
+        return {}
+    table = family.weights
+    poolers = [weight.source.removeprefix(table.prefix) for weight in table.weights if weight.optional]
+    found = any(table.rename(name).endswith(pooler) for name in names for pooler in poolers)
+    if not found:
+        logger.warning("%s without a pooler, which the checkpoint does not have", model_class.__name__)
+    return {"add_pooling_layer": found}
+
+
 def match_tensors(
     folder: Path,
     model_class: type[Model],
@@ -101,7 +122,7 @@ def match_tensors(
             missing.append(tensor)
             continue
         ref = left.pop(name) if name in tensor.names else left[name]
-        found_heads.add(tensor.paths[0][0])
+        found_heads.add(tensor.part)
         if ref.shape != tensor.shape:
             misshapen.append(f"{name} is {list(ref.shape)}, where the config makes it {list(tensor.shape)}")
         elif not jnp.issubdtype(ref.dtype, jnp.floating):
@@ -109,10 +130,11 @@ def match_tensors(
         for part, path in enumerate(tensor.paths):
             sources.setdefault(path, []).append(placing.Source(tensor, ref, part))
 
-    new = [t for t in missing if other_class and t.in_head and t.paths[0][0] not in found_heads]
+    new = [t for t in missing if other_class and t.in_head and t.part not in found_heads]
     absent = [tensor.name for tensor in missing if tensor not in new]
+    left = {name: ref for name, ref in left.items() if name not in copies}
     others = [name for name in left if tables.is_other_head(table, shapes, name)]
-    unexpected = [name for name in left if name not in copies and name not in others]
+    unexpected = [name for name in left if name not in others]
     problems = {
         "missing": absent,
         "unexpected": unexpected,

@@ -11,27 +11,14 @@ import jax.numpy as jnp
 from modelzoo.layers.cache import Cache, init_cache
 
 
-class DecoderInputs(TypedDict, total=False):
-    """Keyword arguments of a decoder-only trunk, and so of its heads, beside input_ids [B, T].
+class StackOptions(TypedDict, total=False):
+    """Keyword arguments that every trunk takes.
 
     Attributes:
-        attention_mask: [B, T], non-zero where a token is real; with a cache it may be longer and then covers the
-            slots from the first. A float [B, 1 or N, T, S] is an additive bias, used as it is.
-        token_type_ids: [B, T].
-        position_ids: [B or 1, T]; by default counted from 0, or from the cache's next slot.
-        head_mask: [N] or [L, N], multiplied into the attention probabilities.
-        inputs_embeds: [B, T, D] in place of input_ids.
-        cache: from `init_cache` or an earlier call.
         output_attentions, output_hidden_states: also return those of every layer.
         deterministic: no dropout (True). False needs rngs={"dropout": rng}.
     """
 
-    attention_mask: jax.Array | None
-    token_type_ids: jax.Array | None
-    position_ids: jax.Array | None
-    head_mask: jax.Array | None
-    inputs_embeds: jax.Array | None
-    cache: Cache | None
     output_attentions: bool
     output_hidden_states: bool
     deterministic: bool
@@ -57,9 +44,13 @@ class Model(nn.Module):
     task: ClassVar[str] = "base"
     """What `train.loss` computes from the outputs."""
 
-    def build(self, model_class: type["Model"]) -> "Model":
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Whether training leaves the parameter at this path of the tree as it is."""
+        return False
+
+    def build(self, model_class: type["Model"], **fields: Any) -> Any:
         """Another class of the same family with this one's fields; a submodule when built in `setup`."""
-        return model_class(self.config, self.dtype, self.param_dtype, self.remat, self.scan_layers)
+        return model_class(self.config, self.dtype, self.param_dtype, self.remat, self.scan_layers, **fields)
 
     def init_cache(self, batch_size: int, max_length: int, dtype: Any = None) -> Cache:
         """An empty cache for `apply(..., cache=...)`.
@@ -113,11 +104,20 @@ def input_names(model: Model | type[Model]) -> frozenset[str]:
     names = set()
     for name, parameter in inspect.signature(model.__call__).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            (inputs,) = get_args(parameter.annotation)  # Unpack[...Inputs]
-            names |= set(inputs.__annotations__)
+            options = get_args(parameter.annotation)  # of Unpack[StackOptions]; a task's are its trunk's
+            names |= set(options[0].__annotations__) if options else input_names(cast(Any, model).trunk_class)
         elif name != "self":
             names.add(name)
     return frozenset(names)
+
+
+def trainable(model: Model) -> Any:
+    """Which parameters training changes: the canonical tree with a bool at each leaf."""
+
+    def trains(path: Any, _: Any) -> bool:
+        return not model.is_frozen(tuple(key.key for key in path))
+
+    return jax.tree_util.tree_map_with_path(trains, abstract_params(model))
 
 
 def num_params(model: Model) -> int:

@@ -36,12 +36,21 @@ class Weight:
         pattern: stored dimensions -> the parameter's dimensions.
         also: other names under which files hold the same tensor (a tied copy, an older spelling). Read only
             where the file lacks `source`, never written.
+        without: a part of the trunk; the row is for classes that lack it. Of several rows with one target the first
+            that is for a class says what it calls the tensor.
+        optional: belongs to a part that only some classes have though it stands in the trunk, such as a pooler. To a
+            checkpoint it is what a head is: a class may lack it, and another class then creates it.
+        untied: names that it is written under as well where the config ties no embeddings: of tensors that version 4
+            shares in any case, and version 5 only where the config ties them.
     """
 
     source: str
     target: str | tuple[str, ...]
     pattern: str
     also: tuple[str, ...] = ()
+    without: str = ""
+    optional: bool = False
+    untied: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[Path, ...]:
@@ -92,7 +101,8 @@ class StoredTensor:
         axes: the axes of each dimension of the parameter (of one layer of it).
         sizes: of every axis.
         fused: the axis that tells the targets apart, or None.
-        in_head: whether it belongs to the head rather than to the trunk.
+        in_head: whether it belongs to the head, or to an optional part, rather than to the trunk.
+        untied: further names that it is written under where the config ties no embeddings.
     """
 
     name: str
@@ -105,6 +115,16 @@ class StoredTensor:
     sizes: Mapping[str, int]
     fused: str | None
     in_head: bool
+    untied: tuple[str, ...] = ()
+
+    def written(self, ties: bool) -> tuple[str, ...]:
+        """The names that this class writes it under; `ties` is the config's tie_word_embeddings."""
+        return (self.name, *(() if ties else self.untied))
+
+    @property
+    def part(self) -> str:
+        """The part of the trunk, or the head, that it belongs to."""
+        return self.paths[0][1 if self.paths[0][0] == TRUNK else 0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -161,13 +181,18 @@ def bind(table: WeightTable, shapes: Mapping[Path, Any]) -> list[StoredTensor]:
         not have (other heads) are left out; every parameter is covered once.
     """
     has_trunk = any(path[0] == TRUNK for path in shapes)
-    tensors: list[StoredTensor] = []
+    parts = {path[1] if path[0] == TRUNK else path[0] for path in shapes}
+    rows: list[tuple[tuple[Path, ...], Weight]] = []
     for weight in table.weights:
+        root = (TRUNK,) if has_trunk and weight.source.startswith(table.prefix) else ()
+        paths = tuple((*root, *target) for target in weight.targets)
+        named = any(paths == others and other.without for others, other in rows)
+        if all(path in shapes for path in paths) and weight.without not in parts and not named:
+            rows.append((paths, weight))
+    sources = {weight.source for _, weight in rows}
+    tensors: list[StoredTensor] = []
+    for paths, weight in rows:
         in_trunk = weight.source.startswith(table.prefix)
-        root = (TRUNK,) if in_trunk and has_trunk else ()
-        paths: tuple[Path, ...] = tuple((*root, *target) for target in weight.targets)
-        if not all(path in shapes for path in paths):
-            continue
         groups, axes = parse(weight.pattern)
         shape = shapes[paths[0]].shape
         fused = axes[0] if len(paths) > 1 else None
@@ -186,12 +211,15 @@ def bind(table: WeightTable, shapes: Mapping[Path, Any]) -> list[StoredTensor]:
             names = [prefix + weight.source.removeprefix(table.prefix) for prefix in spellings]
         for layer in layers:
             of_layer = tuple(name.replace("{}", str(layer)) for name in names)
-            copies = tuple(name.replace("{}", str(layer)) for name in weight.also)
-            tensors.append(
-                StoredTensor(
-                    of_layer[0], of_layer, copies, paths, layer, groups, axes, sizes, fused, not in_trunk
-                )
-            )
+            # A tied head's tensor is a copy only where the head is tied.
+            also = (name for name in weight.also if name not in sources)
+            copies = tuple(name.replace("{}", str(layer)) for name in also)
+            in_head = weight.optional or not in_trunk
+            untied = weight.untied
+            if in_trunk:
+                untied = tuple(spellings[0] + name.removeprefix(table.prefix) for name in untied)
+            stored = (groups, axes, sizes, fused, in_head, untied)
+            tensors.append(StoredTensor(of_layer[0], of_layer, copies, paths, layer, *stored))
     covered = [path for tensor in tensors if not tensor.layer for path in tensor.paths]
     assert sorted(covered) == sorted(shapes), (
         f"the table and the model differ in {set(covered) ^ set(shapes)}"

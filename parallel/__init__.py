@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import modelzoo.hf
+from parallel.cluster import initialize
 from parallel.mesh import MESH_AXES, make_mesh, parse_mesh
 from parallel.rules import Rules, make_rules, use
 from parallel.shard import (
@@ -24,15 +25,19 @@ from parallel.shard import (
 
 if TYPE_CHECKING:
     from parallel.checkpoint import latest_checkpoint, restore_params
+    from parallel.report import ProgramReport, inspect_program
 
 modelzoo.hf.default_rules = make_rules  # so that from_hf(path, mesh=mesh) needs no rules spelled out
 
 __all__ = [
     "MESH_AXES",
+    "ProgramReport",
     "Rules",
     "abstract_sharded_params",
     "batch_sharding",
     "init_params",
+    "initialize",
+    "inspect_program",
     "latest_checkpoint",
     "make_mesh",
     "make_rules",
@@ -45,8 +50,16 @@ __all__ = [
 ]
 
 
+_LATE = {
+    "latest_checkpoint": "parallel.checkpoint",
+    "restore_params": "parallel.checkpoint",
+    "ProgramReport": "parallel.report",
+    "inspect_program": "parallel.report",
+}
+"""What few need, and what takes its time to import: Orbax, rich."""
+
+
 def __getattr__(name: str) -> Any:
-    # Orbax takes a second to import, and only those who read or write checkpoints need it.
-    if name not in ("latest_checkpoint", "restore_params"):
+    if name not in _LATE:
         raise AttributeError(f"module 'parallel' has no attribute {name!r}")
-    return getattr(importlib.import_module("parallel.checkpoint"), name)
+    return getattr(importlib.import_module(_LATE[name]), name)

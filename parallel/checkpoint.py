@@ -18,6 +18,7 @@ import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -180,8 +181,21 @@ def _damage(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds; they all mean one thing to a user
+        _silence_late_reads()
         reason = next(iter(str(error).splitlines()), "")
         raise OSError(f"{folder} cannot be read: {type(error).__name__}: {reason}") from error
+
+
+@functools.cache
+def _silence_late_reads() -> None:
+    """When one read fails, Orbax closes its event loop under the others, and each of them would print a traceback."""
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _is_finished(folder: epath.Path) -> bool:

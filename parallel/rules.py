@@ -6,7 +6,7 @@
     embed       fsdp            ZeRO-3: parameters, gradients and optimizer state in shards, gathered when used
     heads, kv   tensor          Megatron: attention split by heads (query, key, value by column, output by row)
     mlp         tensor          Megatron: first product by column, second by row
-    vocab       tensor          vocabulary-parallel embedding, LM head and cross-entropy
+    vocab       tensor          vocabulary-parallel embedding, LM head and cross-entropy; with stages, over those too
     act_batch   data, fsdp      the batch
     act_heads, act_mlp, act_vocab   tensor   activations between a column split and its row split
     act_length  context         the sequence
@@ -41,6 +41,9 @@ DEFAULT: dict[str, MeshAxes] = {
     "act_mlp": ("tensor",),
     "act_vocab": ("tensor",),
 }
+
+WITH_STAGES: dict[str, MeshAxes] = {"vocab": ("stage", "tensor"), "act_vocab": ("stage", "tensor")}
+"""What differs on a mesh with stages: none of them waits while another computes the embedding or the logits."""
 
 PADDED_AXES = frozenset({"vocab"})
 """Logical axes whose size is rounded up to what the mesh divides; all others must divide as they are."""
@@ -169,7 +172,7 @@ def make_rules(mesh: Mesh, **overrides: str | MeshAxes | None) -> Rules:
     Raises:
         ValueError: an unknown logical or mesh axis.
     """
-    table = dict(DEFAULT)
+    table = DEFAULT | (WITH_STAGES if mesh.shape["stage"] > 1 else {})
     for name, target in overrides.items():
         if name not in table:
             raise ValueError(f"unknown logical axis {name!r} in make_rules: the axes are {sorted(table)}")

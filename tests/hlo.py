@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
-)
-ARRAY = re.compile(r"\b[a-z]+\d+\[([\d,]*)\]")
+from parallel.collectives import transfers
+from parallel.hlo import Program
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,8 @@ class Collective:
 
     Attributes:
         kind: "all-reduce" and so on.
-        shape: of the result on one device.
-        in_loop: whether it runs in every turn of a loop.
+        shape: of the whole array on one device.
+        in_loop: whether it runs more than once, in a loop.
     """
 
     kind: str
@@ -37,17 +34,8 @@ class Collective:
 
 def collectives(compiled: Any) -> list[Collective]:
     """Those of a compiled program that move more than a scalar."""
-    found, computation = [], ""
-    text = compiled.as_text()
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    for line in text.splitlines():
-        if line and not line.startswith((" ", "}")):
-            computation = re.sub(r"^(ENTRY )?%?", "", line).split(" ", 1)[0]
-        if match := COLLECTIVE.search(line):
-            for dims in ARRAY.findall(match["shapes"]):
-                shape = tuple(int(dim) for dim in dims.split(",") if dim)
-                found.append(Collective(match["kind"], shape, computation in bodies))
-    return [one for one in found if one.size > 1]
+    found = transfers(Program(compiled.as_text()))
+    return [Collective(one.kind, one.shape, one.count > 1) for one in found if math.prod(one.shape) > 1]
 
 
 def compile_anew(lowered: Any) -> tuple[Any, str]:

@@ -34,6 +34,8 @@ ENTRY_POINTS = {
     "inference/evaluate.py",
     "inference/plan.py",
     "inference/serve.py",
+    "parallel/explain.py",
+    "parallel/schedule_picture.py",
     "train/equivalence.py",
     "train/plan.py",
     "train/sweep.py",
@@ -56,6 +58,7 @@ COMMAND_LINE = {
 TORCH = {"torch", "torchvision", "transformers", "accelerate"}
 MESH_AXES = {"stage", "data", "fsdp", "context", "tensor"}
 MAX_LINES = 400
+SHARED_RUN = 6
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _REQUIREMENTS = itertools.chain(_PROJECT["dependencies"], *_PROJECT["optional-dependencies"].values())
@@ -304,6 +307,25 @@ def every_source_has_a_test(sources: list[Source], tests: list[Source]) -> list[
         ]
         if not written.intersection(mine):
             found.append(f"{source.path}: no tests in {' or '.join(f'{name}.py' for name in mine)}")
+    return found
+
+
+def architectures_repeat_nothing(sources: list[Source]) -> list[str]:
+    """No two families share a run of six lines, blank ones aside: what they have in common has a home of its own."""
+    families = {source.path.parent for source in sources if source.path.match("modelzoo/*/model.py")}
+    runs: dict[tuple[str, ...], Source] = {}
+    found = []
+    for source in sources:
+        if source.path.parent not in families | {PurePosixPath("modelzoo")}:
+            continue
+        lines = [line.strip() for line in source.text.splitlines() if line.strip()]
+        for i in range(len(lines) - SHARED_RUN + 1):
+            run = tuple(lines[i : i + SHARED_RUN])
+            first = runs.setdefault(run, source)
+            if first.path.parent != source.path.parent:
+                found.append(
+                    f"{source.path} repeats {first.path}: {run[0]!r} and the next {SHARED_RUN - 1} lines"
+                )
     return found
 
 

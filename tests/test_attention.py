@@ -128,6 +128,38 @@ class TestModule:
         got = self.apply(x, biased, source_BSD=jnp.asarray(source))[:2]
         self.check(got, self.expected(x, source, biased=biased))
 
+    def test_a_projected_source_stands_in_for_it(self):
+        """What cross-attention returns to be cached gives the same again, with no source and no projection."""
+        x, source = random(B, T, D), random(B, 7, D, seed=1)
+        first = self.apply(x, source_BSD=jnp.asarray(source))
+        assert first[2].key.shape == (B, N, 7, H)
+        again = self.apply(x, projected=first[2])
+        np.testing.assert_array_equal(again[0], first[0])
+
+    @pytest.mark.parametrize("first", [0, 2])
+    @pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+    def test_relative_positions(self, kind, first):
+        """Scores of every pair, by a loop over the pairs, without and with earlier tokens in a cache."""
+        table, num_keys = random(2 * 16 - 1, H, seed=9), T + first
+        x = random(B, num_keys, D)
+        q, k, v = (self.project(name, x) for name in ("query", "key", "value"))
+        scores = np.zeros((B, N, T, num_keys))
+        for t in range(T):
+            for s in range(num_keys):
+                vector = table[first + t - s + 15]
+                scores[..., t, s] = q[:, :, first + t] @ vector
+                if kind == "relative_key_query":
+                    scores[..., t, s] += k[:, :, s] @ vector
+        context, probs = reference(q[:, :, first:] / np.sqrt(H), k, v, scores / np.sqrt(H), None)
+        module = Attention(D, N, H, use_bias=False, out_bias=False, relative=kind, max_positions=16)
+        variables = {"params": self.params() | {"distance": jnp.asarray(table)}}
+        cache = LayerCache(*(jnp.zeros((B, N, num_keys, H)),) * 2) if first else None
+        if cache is not None:
+            earlier = jnp.asarray(x[:, :first])
+            cache = module.apply(variables, earlier, cache=cache, cache_index=jnp.int32(0))[2]
+        got = module.apply(variables, jnp.asarray(x[:, first:]), cache=cache, cache_index=jnp.int32(first))
+        self.check(got[:2], (np.einsum("bnth,nhd->btd", context, self.out_kernel), probs))
+
     def test_cross_attention_from_another_width(self):
         module = Attention(D, N, H)
         x, source = jnp.ones((B, T, D)), jnp.ones((B, 7, 20))
@@ -136,12 +168,16 @@ class TestModule:
         assert params["key"]["kernel"].value.shape == params["value"]["kernel"].value.shape == (20, N, H)
 
     def test_prefix_keys_and_values_come_first_and_take_no_position(self):
-        x, prefix = random(B, T, D), (random(B, N, 3, H, seed=4), random(B, N, 3, H, seed=5))
-        bias = np.concatenate([np.zeros((T, 3), np.float32), causal(T, T)], axis=1)
+        x, prefix = random(B, T, D), (random(N, 3, H, seed=4), random(N, 3, H, seed=5))
         got = self.apply(
-            x, bias=jnp.asarray(bias), prefix=tuple(map(jnp.asarray, prefix)), rotary=lambda a: -2.0 * a
+            x,
+            bias=jnp.asarray(causal(T, T)),
+            prefix=tuple(map(jnp.asarray, prefix)),
+            rotary=lambda a: -2.0 * a,
         )
-        self.check(got[:2], self.expected(x, bias=bias, before=prefix, turn=lambda a: -2.0 * a))
+        bias = np.concatenate([np.zeros((T, 3), np.float32), causal(T, T)], axis=1)
+        before = tuple(np.broadcast_to(a, (B, *a.shape)) for a in prefix)
+        self.check(got[:2], self.expected(x, bias=bias, before=before, turn=lambda a: -2.0 * a))
         assert got[1].shape == (B, N, T, 3 + T)
 
     def test_rotary_turns_queries_and_keys_by_position(self):
@@ -180,8 +216,8 @@ class TestModule:
         np.testing.assert_allclose(y, self.apply(x)[0], atol=0.05)
 
     def test_everything_at_once(self):
-        x, prefix = random(B, T, D), (random(B, N, 2, H, seed=4), random(B, N, 2, H, seed=5))
-        mask, bias = np.array([0.5, 1.0, 2.0], np.float32), random(B, N, T, 2 + T)
+        x, prefix = random(B, T, D), (random(N, 2, H, seed=4), random(N, 2, H, seed=5))
+        mask, bias = np.array([0.5, 1.0, 2.0], np.float32), random(B, N, T, T)
         got = self.apply(
             x,
             True,
@@ -192,8 +228,10 @@ class TestModule:
             cache_index=jnp.int32(0),
             head_mask=jnp.asarray(mask),
         )[:2]
+        bias = np.pad(bias, ((0, 0), (0, 0), (0, 0), (2, 0)))
+        before = tuple(np.broadcast_to(a, (B, *a.shape)) for a in prefix)
         expected = self.expected(
-            x, biased=True, bias=bias, head_mask=mask, before=prefix, turn=lambda a: a * 0.7
+            x, biased=True, bias=bias, head_mask=mask, before=before, turn=lambda a: a * 0.7
         )
         self.check(got, expected)
 
@@ -234,3 +272,9 @@ def test_heads_need_not_fill_the_width():
     module = Attention(10, 3, 5)
     variables = module.init(jax.random.key(0), jnp.ones((1, 2, 10)))
     assert module.apply(variables, jnp.ones((1, 2, 10)))[0].shape == (1, 2, 10)
+
+
+def test_an_unknown_kind_of_relative_positions():
+    module = Attention(10, 3, 5, relative="relative", max_positions=4)
+    with pytest.raises(ValueError, match="unknown relative positions 'relative'"):
+        module.init(jax.random.key(0), jnp.ones((1, 2, 10)))

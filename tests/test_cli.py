@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+from jax.experimental import multihost_utils
 
 from train import cli
 from train.data.sources import find_files
@@ -53,3 +54,13 @@ def test_a_signal_asks_and_a_second_ctrl_c_interrupts(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) is before
+
+
+def test_several_processes_stop_where_they_agree(monkeypatch):
+    monkeypatch.setattr(cli, "_several_processes", lambda: True)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 7)
+    terminated = signal.getsignal(signal.SIGTERM)
+    with cli.StopRequest() as stop:
+        assert signal.getsignal(signal.SIGTERM) is terminated  # jax's
+        assert [stop.after(step) for step in (6, 7, 8)] == [False, True, True]
+        assert stop.exit_code == 128 + signal.SIGTERM

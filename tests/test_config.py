@@ -15,13 +15,18 @@ CONFIGS = [
     tiny_gptj(),
     tiny_gptj(num_labels=5),
     tiny_gptj(id2label={1: "b", 0: "a"}, problem_type="multi_label_classification"),
-    tiny_gptj(rotary_dim=None, n_head=1, n_inner=None, pad_token_id=None, resid_pdrop=0.25),
+    tiny_gptj(rotary_dim=24, n_head=1, n_inner=None, pad_token_id=None, resid_pdrop=0.25),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_round_trip_through_a_file(config):
     assert GPTJConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_all_of_a_head_is_written_as_a_number():
+    """transformers would read None as the model's width, which is a head's only where there is one."""
+    assert tiny_gptj(rotary_dim=None).to_hf()["rotary_dim"] == 8
 
 
 def test_written_names_are_those_of_transformers():

@@ -1,9 +1,7 @@
-"""GPT-J: transformers' stored answers (no torch here), and what its forms and options owe each other."""
+"""GPT-J: what its forms and options owe each other; tests/test_zoo_answers.py holds it to transformers."""
 
 import dataclasses
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +10,8 @@ import numpy as np
 import pytest
 
 import modelzoo
-from modelzoo import weights
-from tests.gptj_state import params_from_state
 from tests.zoo import assert_close, assert_close_relative, leaves_by_name, quick_jit, random_params, tiny_gptj
 
-FIXTURES = np.load(Path(__file__).parent / "fixtures" / "gptj.npz")  # by tests/parity/make_fixtures.py
-TITLES = ["three heads", "one head"]
 HEADS = {
     "GPTJModel": None,
     "GPTJForCausalLM": "lm_head",
@@ -25,21 +19,6 @@ HEADS = {
     "GPTJForQuestionAnswering": "qa_outputs",
 }
 MODEL: Any = modelzoo.GPTJForCausalLM(tiny_gptj())
-
-
-def stored(prefix):
-    """The fixtures under a prefix, by the rest of their names."""
-    return {key.removeprefix(prefix): FIXTURES[key] for key in FIXTURES.files if key.startswith(prefix)}
-
-
-@functools.cache
-def stored_model(title, name):
-    """(our model, its parameters) of a fixture."""
-    config = modelzoo.GPTJConfig(**json.loads(str(FIXTURES[f"{title}/config"])))
-    params = params_from_state(stored(f"{title}/state/"), config)
-    head = HEADS[name]
-    params = params["trunk"] if head is None else {"trunk": params["trunk"], head: params[head]}
-    return modelzoo.get_model_class(name)(config), params
 
 
 @functools.partial(quick_jit, static_argnums=0, static_argnames=("logits_to_keep", "deterministic"))
@@ -50,51 +29,6 @@ def forward(model, params, inputs, **flags):
 
 def ids(batch=3, length=9, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(1, 37, (batch, length)), jnp.int32)
-
-
-class TestStoredAnswers:
-    @pytest.mark.parametrize("title", TITLES)
-    @pytest.mark.parametrize("case", ["plain", "rich"])
-    @pytest.mark.parametrize("name", HEADS)
-    def test_outputs(self, title, case, name):
-        model, params = stored_model(title, name)
-        out = forward(model, params, stored(f"{title}/{case}/inputs/"))
-        expected = stored(f"{title}/{case}/{name}/")
-        assert expected
-        for field, want in expected.items():
-            have = getattr(out, field)
-            assert_close(jnp.stack(have) if isinstance(have, tuple) else have, want, 2e-5)
-
-    @pytest.mark.parametrize("title", TITLES)
-    def test_loss_and_gradients(self, title):
-        model: Any
-        model, params = stored_model(title, "GPTJForCausalLM")
-        tokens = FIXTURES[f"{title}/plain/inputs/input_ids"]
-
-        def loss(params):
-            logits = model.apply({"params": params}, tokens).logits[:, :-1]
-            chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
-
-        value, gradients = quick_jit(jax.value_and_grad(loss))(params)
-        np.testing.assert_allclose(value, FIXTURES[f"{title}/loss"], rtol=1e-5)
-        expected = params_from_state(stored(f"{title}/gradient/"), model.config)
-        assert_close_relative(gradients, expected, 1e-4)
-
-    @pytest.mark.parametrize("name", HEADS)
-    def test_tensor_names(self, name):
-        """The weight table's names and shapes are those that transformers gave the stored tensors."""
-        model, params = stored_model("three heads", name)
-        tensors = weights.bind(
-            modelzoo.get_family("gptj").weights, weights.flatten(modelzoo.abstract_params(model))
-        )
-        state = {key: value.shape for key, value in stored("three heads/state/").items()}
-        heads = tuple(head for head in HEADS.values() if head and head != HEADS[name])
-        if HEADS[name] is None:
-            state = {key.removeprefix("transformer."): shape for key, shape in state.items()}
-        wanted = {key: shape for key, shape in state.items() if not key.startswith(heads)}
-        assert {tensor.name: tensor.shape for tensor in tensors} == wanted
-        assert jax.tree.structure(params) == jax.tree.structure(modelzoo.abstract_params(model))
 
 
 class TestForms:
@@ -381,3 +315,10 @@ class TestConfig:
         assert (config.num_layers, config.hidden_size, config.max_positions) == (2, 24, 32)
         assert (config.head_dim, config.mlp_dim, config.cache_heads) == (8, 31, (3, 8))
         assert dataclasses.replace(config, n_inner=None).mlp_dim == 96
+
+
+def test_no_rotary_dim_rotates_all_of_every_head():
+    model, whole = (modelzoo.GPTJModel(tiny_gptj(rotary_dim=dim)) for dim in (None, 8))
+    params, ids = random_params(model), jnp.array([[5, 6, 7, 8]])
+    states = [m.apply({"params": params}, ids).last_hidden_state for m in (model, whole)]
+    np.testing.assert_array_equal(*states)

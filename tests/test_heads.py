@@ -1,7 +1,6 @@
 """Heads: which positions are scored, by what, and what becomes of padding."""
 
-from typing import Any
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +9,6 @@ import pytest
 import modelzoo
 from modelzoo import heads
 from tests.zoo import tiny_gptj
-
-NORMAL = jax.nn.initializers.normal(0.5)
 
 
 @pytest.mark.parametrize(
@@ -82,16 +79,31 @@ def test_span_logits():
     np.testing.assert_array_equal(end, logits[..., 1].astype(np.float32))
 
 
+def lm_head(**options):
+    return heads.LMHead(6, 5, **options)
+
+
+def lm_params(head, num_columns=5, seed=0):
+    """Random parameters of a head whose vocabulary a mesh padded to `num_columns`."""
+    x, table = jnp.zeros((1, 1, 6)), jnp.zeros((5, 6))
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(head.init(jax.random.key(0), x, table)["params"]))
+    random = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), shapes)
+    for name in {"kernel", "bias"} & set(params):
+        padding = [(0, 0)] * (params[name].ndim - 1) + [(0, num_columns - 5)]
+        params[name] = jnp.pad(params[name], padding)
+    return params
+
+
+STATES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 6)), jnp.float32)
+TABLE = jnp.asarray(np.random.default_rng(2).normal(size=(5, 6)), jnp.float32)
+
+
 def test_lm_head_of_a_padded_vocabulary():
-    """The table has more columns than the vocabulary: those are minus infinity, and take no part in a softmax."""
-    model = modelzoo.GPTJForCausalLM(tiny_gptj())
-    head: Any = heads.lm_head(model, 6, 5, True, NORMAL)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6)), jnp.float32)
-    params = head.init(jax.random.key(0), x)["params"]
-    params = {"kernel": params["kernel"].value, "bias": params["bias"].value + 1.0}
-    padded = {"kernel": jnp.pad(params["kernel"], ((0, 0), (0, 3))), "bias": jnp.pad(params["bias"], (0, 3))}
-    expected = heads.lm_logits(head.apply({"params": params}, x), 5)
-    logits = heads.lm_logits(head.apply({"params": padded}, x), 5)
+    """The kernel has more columns than the vocabulary: those are minus infinity, and take no part in a softmax."""
+    head = lm_head(use_bias=True)
+    expected = head.apply({"params": lm_params(head)}, STATES, TABLE)
+    logits = head.apply({"params": lm_params(head, 8)}, STATES, TABLE)
     assert expected.shape == (2, 3, 5)
     assert logits.shape == (2, 3, 8)
     np.testing.assert_allclose(logits[..., :5], expected, atol=1e-6)
@@ -100,23 +112,78 @@ def test_lm_head_of_a_padded_vocabulary():
 
 
 def test_padded_columns_get_no_gradient_and_give_no_nan():
-    def loss(logits):
-        return jax.nn.logsumexp(heads.lm_logits(logits, 5), axis=-1).sum()
+    head = lm_head(use_bias=True)
 
-    gradient = jax.grad(loss)(jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 8)), jnp.float32))
-    assert np.isfinite(gradient).all()
-    assert (gradient[..., 5:] == 0).all()
-    assert (gradient[..., :5] > 0).all()
+    def loss(params):
+        return jax.nn.logsumexp(head.apply({"params": params}, STATES, TABLE), axis=-1).sum()
+
+    gradient = jax.grad(loss)(lm_params(head, 8))
+    assert np.isfinite(gradient["kernel"]).all()
+    assert (gradient["kernel"][:, 5:] == 0).all()
+    assert (gradient["bias"][5:] == 0).all()
+    assert (gradient["bias"][:5] > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("make", "axes"), [(heads.lm_head, ("embed", "vocab")), (heads.classifier, ("embed", None))]
-)
-def test_heads_carry_their_models_dtypes_and_axes(make, axes):
+def test_a_tied_head_reads_the_table_and_has_no_kernel():
+    head = lm_head(use_bias=True, tied=True)
+    params = lm_params(head)
+    assert set(params) == {"bias"}
+    logits = head.apply({"params": params}, STATES, TABLE)
+    np.testing.assert_allclose(logits, STATES @ TABLE.T + params["bias"], atol=1e-5)
+    gradient = jax.grad(lambda table: head.apply({"params": params}, STATES, table).sum())(TABLE)
+    np.testing.assert_allclose(gradient, jnp.broadcast_to(STATES.sum((0, 1)), (5, 6)), atol=1e-5)
+
+
+def test_a_tied_heads_transposed_copy_stands_in_for_the_table():
+    head = lm_head(use_bias=True, tied=True)
+    params = {"lm_head": lm_params(head), "trunk": {"embed": {"embedding": TABLE}}}
+    decoding = heads.untie(params, ("embed", "embedding"))
+    assert decoding["lm_head"]["kernel"].shape == (6, 5)
+    assert "kernel" not in params["lm_head"]  # the caller's tree is left as it was
+    logits = head.apply({"params": decoding["lm_head"]}, STATES, jnp.full_like(TABLE, jnp.nan))
+    np.testing.assert_allclose(logits, head.apply({"params": params["lm_head"]}, STATES, TABLE), atol=1e-6)
+
+
+def test_an_lm_heads_transform():
+    head = lm_head(transform="relu", norm_epsilon=0.1)
+    params = lm_params(head)
+    assert set(params) == {"dense", "norm", "kernel"}
+    x = np.maximum(STATES @ params["dense"]["kernel"] + params["dense"]["bias"], 0)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1)
+    x = x * params["norm"]["scale"] + params["norm"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, STATES, TABLE), x @ params["kernel"], atol=1e-5)
+
+
+def test_the_pooler_reads_the_first_token():
+    pooler = heads.Pooler(6)
+    kernel, bias = jnp.asarray(np.random.default_rng(3).normal(size=(6, 6)), jnp.float32), jnp.arange(6.0)
+    out = pooler.apply({"params": {"dense": {"kernel": kernel, "bias": bias}}}, STATES)
+    np.testing.assert_allclose(out, np.tanh(STATES[:, 0] @ kernel + bias), atol=1e-6)
+
+
+def test_a_classification_head_drops_its_input_and_its_middle():
+    head = heads.ClassificationHead(6, 3, dropout=0.5)
+    params = nn.meta.unbox(head.init(jax.random.key(0), STATES[:, 0]))["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.3, params)
+    middle = np.tanh(STATES[:, 0] @ params["dense"]["kernel"] + params["dense"]["bias"])
+    expected = middle @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, STATES[:, 0]), expected, atol=1e-5)
+    dropped = head.apply({"params": params}, STATES[:, 0], False, rngs={"dropout": jax.random.key(0)})
+    assert not np.allclose(dropped, expected)
+
+
+@pytest.mark.parametrize("kind", ["lm_head", "classifier"])
+def test_heads_carry_their_models_dtypes_and_axes(kind):
     model = modelzoo.GPTJForCausalLM(tiny_gptj(), dtype=jnp.bfloat16, param_dtype=jnp.float16)
-    head = make(model, 6, 5, False, NORMAL)
-    variables = head.init(jax.random.key(0), jnp.zeros((1, 6), jnp.bfloat16))
-    assert set(variables["params"]) == {"kernel"}
+    x = jnp.zeros((1, 1, 24), jnp.bfloat16)
+    if kind == "lm_head":
+        head = model.bind({}).lm_head.clone(parent=None)
+        arguments = (x, jnp.zeros((37, 24)))
+    else:
+        head, arguments = heads.classifier(model, 5), (x,)
+    variables = head.init(jax.random.key(0), *arguments)
+    assert set(variables["params"]) == {"kernel", "bias"}
+    axes = ("embed", "vocab" if kind == "lm_head" else None)
     assert variables["params"]["kernel"].names == axes
     assert variables["params"]["kernel"].value.dtype == jnp.float16
-    assert head.apply(variables, jnp.zeros((1, 6), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert head.apply(variables, *arguments).dtype == jnp.bfloat16

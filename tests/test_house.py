@@ -71,6 +71,23 @@ def test_a_function_with_a_module_name_is_found() -> None:
     assert len(house.no_function_has_a_module_name([imported, step])) == 1
 
 
+def test_architectures_repeat_nothing() -> None:
+    violations = house.architectures_repeat_nothing(house.LIBRARY)
+    assert not violations, "\n".join(["", *violations])
+
+
+def test_a_repetition_is_found() -> None:
+    text = "\n\n".join(f"line {i}" for i in range(6))
+    one, two, other = (
+        Source(PurePosixPath(path), text)
+        for path in ("modelzoo/one/model.py", "modelzoo/two/model.py", "train/step.py")
+    )
+    assert house.architectures_repeat_nothing([one, other]) == []
+    assert len(house.architectures_repeat_nothing([one, two])) == 1
+    shorter = Source(two.path, text.replace("line 5", "another"))
+    assert house.architectures_repeat_nothing([one, shorter]) == []
+
+
 def test_every_source_has_a_test() -> None:
     violations = house.every_source_has_a_test(house.LIBRARY, house.TESTS)
     assert not violations, "\n".join(["", *violations])

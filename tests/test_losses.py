@@ -244,3 +244,65 @@ def test_a_wrong_label_that_nobody_could_look_at_makes_nan():
         lambda labels: train.loss(LM, outputs(logits=jnp.zeros((1, 3, 40))), {"labels": labels})
     )(labels)
     assert np.isnan(value)
+
+
+# --- every task's labels -------------------------------------------------------------------------------------
+
+
+def tiny_task(task, num_labels=3):
+    """A model of a task, for its name and config; no forward pass is needed here."""
+    config = types.SimpleNamespace(vocab_size=7, num_labels=num_labels, problem_type=None)
+    return types.SimpleNamespace(task=task, config=config)
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "seq2seq_lm", "unshifted_lm", "token_classification"])
+def test_labels_that_stand_where_their_logits_do(task):
+    classes = 3 if task == "token_classification" else 7
+    logits, labels = logits_of(2, 4, classes), np.array([[0, -100, 2, 1], [-100, -100, 2, 0]], np.int32)
+    value, metrics = train.loss(tiny_task(task), outputs(logits=logits), {"labels": labels})
+    valid = labels != -100
+    np.testing.assert_allclose(value, reference(logits, np.where(valid, labels, 0))[valid].mean(), rtol=1e-6)
+    assert metrics["tokens"] == 5
+    labels[0, 0] = classes
+    with pytest.raises(ValueError, match=f"labels holds {classes} in row 0"):
+        train.loss(tiny_task(task), outputs(logits=logits), {"labels": labels})
+
+
+def test_multiple_choice():
+    logits, labels = logits_of(3, 5), np.array([4, -100, 0], np.int32)
+    model = tiny_task("multiple_choice")
+    value, metrics = train.loss(model, outputs(logits=logits), {"labels": labels})
+    expected = reference(logits, np.maximum(labels, 0))[[0, 2]].mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert metrics["tokens"] == 2
+    # the counts come from the inputs' second dimension, the choices
+    batch = {"labels": labels, "input_ids": np.zeros((3, 5, 9), np.int32)}
+    assert losses.label_counts(model, batch)["choice"] == 2
+    with pytest.raises(ValueError, match="holds 5 in row 1"):
+        losses.check_labels(model, batch | {"labels": np.array([4, 5, 0])})
+
+
+def test_pretraining_is_the_sum_of_its_two_means():
+    prediction, relation = logits_of(2, 4, 7), logits_of(2, 2, seed=1)
+    labels = np.array([[0, -100, 2, 1], [-100, -100, 6, -100]], np.int32)
+    batch = {"labels": labels, "next_sentence_label": np.array([[1], [0]], np.int32)}
+    out = outputs(prediction_logits=prediction, seq_relationship_logits=relation)
+    value, metrics = train.loss(tiny_task("pretraining"), out, batch)
+    valid = labels != -100
+    lm = reference(prediction, np.where(valid, labels, 0))[valid].mean()
+    follows = reference(relation, np.array([1, 0])).mean()
+    np.testing.assert_allclose(value, lm + follows, rtol=1e-6)
+    np.testing.assert_allclose(metrics["lm_loss"], lm, rtol=1e-6)
+    np.testing.assert_allclose(metrics["next_sentence_loss"], follows, rtol=1e-6)
+
+
+def test_next_sentence():
+    logits, labels = logits_of(3, 2), np.array([1, 0, -100], np.int32)
+    value, _ = train.loss(tiny_task("next_sentence"), outputs(logits=logits), {"labels": labels})
+    np.testing.assert_allclose(value, reference(logits, np.maximum(labels, 0))[:2].mean(), rtol=1e-6)
+
+
+def test_every_class_of_the_zoo_has_a_loss_but_the_bare_trunks():
+    classes = [cls for family in modelzoo.registry.FAMILIES.values() for cls in family.classes]
+    assert all((cls.task in losses.OBJECTIVES) != cls.__name__.endswith("Model") for cls in classes)
+    assert set(losses.OBJECTIVES) >= {cls.task for cls in classes} - {"base"}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.masks import LOWEST, causal_bias, layer_head_mask, to_bias
+from modelzoo.layers.masks import LOWEST, causal_bias, layer_head_mask, padding_bias, to_bias
 
 FLOAT32_MIN = np.finfo(np.float32).min
 
@@ -79,3 +79,16 @@ def test_one_head_mask_serves_every_layer():
 def test_a_head_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"head_mask has shape .*: it is \[heads\] or \[3 layers, heads\]"):
         layer_head_mask(jnp.ones(shape), 3)
+
+
+def test_padding_bias():
+    assert padding_bias(None) is None
+    mask = jnp.array([[1, 1, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(padding_bias(mask), jnp.where(mask == 1, 0.0, LOWEST)[:, None, None])
+    by_query = jnp.arange(12).reshape(2, 2, 3) % 3
+    np.testing.assert_array_equal(padding_bias(by_query), jnp.where(by_query > 0, 0.0, LOWEST)[:, None])
+    bias = jnp.full((2, 1, 2, 3), 0.5, jnp.bfloat16)
+    assert padding_bias(bias).dtype == jnp.float32
+    np.testing.assert_array_equal(padding_bias(bias), jnp.full((2, 1, 2, 3), 0.5))
+    with pytest.raises(ValueError, match=r"not \(3,\)"):
+        padding_bias(jnp.ones(3))

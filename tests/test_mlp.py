@@ -124,3 +124,16 @@ def test_mlp_drops_its_result():
     ratio = np.asarray(dropped / kept)
     np.testing.assert_allclose(ratio[ratio != 0], 1 / 0.75, rtol=1e-5)
     assert abs((ratio == 0).mean() - 0.25) < 0.03  # 4096 of them: 4.4 standard deviations
+
+
+def test_mlp_drops_between_its_layers():
+    """The second kernel being the identity, the result shows which elements went."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 32)), jnp.float32)
+    module = Mlp(32, 32, "linear", activation_dropout=0.25)
+    variables = module.init(jax.random.key(0), x)
+    variables["params"]["fc_out"]["kernel"] = jnp.eye(32)
+    kept = module.apply(variables, x)
+    dropped = module.apply(variables, x, deterministic=False, rngs={"dropout": jax.random.key(1)})
+    ratio = np.asarray(dropped / kept)
+    np.testing.assert_allclose(ratio[ratio != 0], 1 / 0.75, rtol=1e-5)
+    assert abs((ratio == 0).mean() - 0.25) < 0.03  # 4096 of them: 4.4 standard deviations

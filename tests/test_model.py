@@ -1,7 +1,5 @@
 """What every model class has: parameters without allocation, their axes, inputs and cache."""
 
-import inspect
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import pytest
 
 import modelzoo
 import parallel
-from modelzoo.model import DecoderInputs
+from modelzoo.model import StackOptions
 from tests.zoo import leaves_by_name, tiny_gptj
 
 CLASSES = modelzoo.get_family("gptj").classes
@@ -86,15 +84,26 @@ def test_nothing_is_allocated_for_the_large_presets():
 def test_input_names_are_what_the_model_takes(model_class):
     names = modelzoo.input_names(model_class)
     assert names == modelzoo.input_names(model_class(tiny_gptj()))
-    assert {"input_ids", *DecoderInputs.__annotations__} <= names
+    assert {"input_ids", "attention_mask", "cache", *StackOptions.__annotations__} <= names
     assert ("logits_to_keep" in names) == (model_class is modelzoo.GPTJForCausalLM)
     assert not names & {"self", "inputs", "labels", "args", "kwargs"}
 
 
-def test_the_trunk_takes_what_decoder_inputs_lists():
-    """`DecoderInputs` stands for the trunk's signature in the heads'; the two must not drift apart."""
-    taken = set(inspect.signature(modelzoo.GPTJModel.__call__).parameters) - {"self", "input_ids"}
-    assert taken == set(DecoderInputs.__annotations__)
+def test_a_head_takes_what_its_trunk_takes():
+    of_trunk = modelzoo.input_names(modelzoo.GPTJModel)
+    assert modelzoo.input_names(modelzoo.GPTJForQuestionAnswering) == of_trunk
+    assert modelzoo.input_names(modelzoo.GPTJForCausalLM) == of_trunk | {"logits_to_keep"}
+
+
+def test_every_parameter_trains_unless_the_model_freezes_it():
+    class Frozen(modelzoo.GPTJForCausalLM):
+        def is_frozen(self, path):
+            return path[0] == "lm_head"
+
+    assert all(jax.tree.leaves(modelzoo.trainable(modelzoo.GPTJForCausalLM(tiny_gptj()))))
+    trains = modelzoo.trainable(Frozen(tiny_gptj()))
+    assert trains["lm_head"] == {"kernel": False, "bias": False}
+    assert all(jax.tree.leaves(trains["trunk"]))
 
 
 def test_an_unknown_input_is_refused():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import modelzoo
-from tests.zoo import assert_close_relative, tiny_gptj
+from tests.zoo import assert_close_relative, random_params, tiny_gptj
 from train import optim
 
 
@@ -120,3 +120,30 @@ def test_schedules():
 def test_numbers_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_frozen_has_no_state_and_no_step():
+    class HeadOnly(modelzoo.GPTJForCausalLM):
+        def is_frozen(self, path):
+            return path[0] != "lm_head"
+
+    model = HeadOnly(tiny_gptj())
+    params = random_params(model)
+    optimizer = optim.only_trainable(model, optim.adamw())
+    state = optimizer.init(params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    head = jax.tree.leaves(params["lm_head"])
+    assert sorted(leaf.shape for leaf in moments) == sorted(leaf.shape for leaf in head * 2)
+    grads = optim.without_frozen(model, jax.tree.map(jnp.ones_like, params))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["trunk"]))
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(grads["lm_head"]))
+    updates, _ = optimizer.update(grads, state, params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["trunk"]))
+    alone = optim.adamw()
+    expected, _ = alone.update(grads["lm_head"], alone.init(params["lm_head"]), params["lm_head"])
+    jax.tree.map(np.testing.assert_array_equal, updates["lm_head"], expected)
+
+
+def test_an_optimizer_is_left_alone_where_everything_trains():
+    optimizer = optim.adamw()
+    assert optim.only_trainable(modelzoo.GPTJForCausalLM(tiny_gptj()), optimizer) is optimizer

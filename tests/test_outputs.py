@@ -8,17 +8,38 @@ import pytest
 
 from modelzoo import outputs
 
+STATES = ["hidden_states", "attentions"]
+SEQ2SEQ = [
+    "cache",
+    "decoder_hidden_states",
+    "decoder_attentions",
+    "cross_attentions",
+    "encoder_last_hidden_state",
+    "encoder_hidden_states",
+    "encoder_attentions",
+]
 ALL = [
-    (outputs.BaseModelOutput, ["last_hidden_state", "cache", "hidden_states", "attentions"]),
-    (outputs.CausalLMOutput, ["logits", "cache", "hidden_states", "attentions"]),
-    (outputs.SequenceClassifierOutput, ["logits", "cache", "hidden_states", "attentions"]),
-    (outputs.QuestionAnsweringOutput, ["start_logits", "end_logits", "hidden_states", "attentions"]),
+    (outputs.BaseModelOutput, ["last_hidden_state", "pooler_output", "cache", *STATES, "cross_attentions"]),
+    (outputs.CausalLMOutput, ["logits", "cache", *STATES, "cross_attentions"]),
+    (outputs.MaskedLMOutput, ["logits", *STATES]),
+    (outputs.SequenceClassifierOutput, ["logits", "cache", *STATES]),
+    (outputs.TokenClassifierOutput, ["logits", *STATES]),
+    (outputs.QuestionAnsweringOutput, ["start_logits", "end_logits", *STATES]),
+    (outputs.MultipleChoiceOutput, ["logits", *STATES]),
+    (outputs.NextSentencePredictorOutput, ["logits", *STATES]),
+    (outputs.PreTrainingOutput, ["prediction_logits", "seq_relationship_logits", *STATES]),
+    (outputs.Seq2SeqModelOutput, [*SEQ2SEQ, "last_hidden_state"]),
+    (outputs.Seq2SeqLMOutput, [*SEQ2SEQ, "logits"]),
+    (outputs.Seq2SeqSequenceClassifierOutput, [*SEQ2SEQ, "logits"]),
+    (outputs.Seq2SeqQuestionAnsweringOutput, [*SEQ2SEQ, "start_logits", "end_logits"]),
 ]
 
 
 def test_every_output_is_listed_here():
     defined = {value for value in vars(outputs).values() if dataclasses.is_dataclass(value)}
-    defined = {cls for cls in defined if cls.__module__ == outputs.__name__}
+    defined = {
+        cls for cls in defined if cls.__module__ == outputs.__name__ and not cls.__name__.startswith("_")
+    }
     assert defined == {cls for cls, _ in ALL}
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzoo.layers.position import rotary_tables, rotate
+from modelzoo.layers.position import alibi_bias, alibi_slopes, rotary_tables, rotate
 
 
 def turn(x, positions, rotary_dim, base=10000.0):
@@ -83,3 +83,23 @@ def test_rotate_keeps_its_dtype():
     y = rotated(x, [[0, 9, 31]], 4)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), turn(x.astype(jnp.float32), [[0, 9, 31]], 4), atol=0.05)
+
+
+@pytest.mark.parametrize("num_heads", [1, 3, 4, 12, 16])
+def test_alibi_slopes_are_geometric(num_heads):
+    slopes = alibi_slopes(num_heads)
+    power = 2 ** int(np.log2(num_heads))
+    assert slopes.shape == (num_heads,)
+    np.testing.assert_allclose(slopes[:power], 2.0 ** (-8.0 / power * np.arange(1, power + 1)), rtol=1e-6)
+    # the heads past a power of two take every other slope of twice as many heads
+    of_double = 2.0 ** (-4.0 / power * np.arange(1, 2 * power, 2))
+    np.testing.assert_allclose(slopes[power:], of_double[: num_heads - power], rtol=1e-6)
+
+
+def test_alibi_counts_the_real_tokens_of_a_row():
+    mask = jnp.array([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0]])
+    bias = alibi_bias(mask, 2)
+    assert bias.shape == (2, 2, 1, 5)
+    positions = np.array([[0, 0, 0, 1, 2], [0, 0, 1, 2, 0]])
+    np.testing.assert_allclose(bias[:, 0, 0], positions * 0.0625)
+    np.testing.assert_allclose(bias[:, 1, 0], positions * 0.00390625)

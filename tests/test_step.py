@@ -69,6 +69,43 @@ def test_the_loss_and_gradient_are_those_of_train_loss(whole):
     assert set(metrics) == {"loss", "tokens", "grad_norm"}
 
 
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        (dict(stage=2), dict(microbatches=4)),
+        (dict(stage=2, data=2, tensor=2), dict(microbatches=4)),
+        (dict(stage=2, fsdp=2), dict(schedule="gpipe", microbatches=2, accumulate=2)),
+    ],
+    ids=str,
+)
+def test_a_pipeline_is_the_whole_batch(whole, axes, options):
+    _, metrics, gradient = run(mesh=mesh_of(**axes), **options)
+    assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
+    assert metrics["tokens"] == whole[1]["tokens"]
+    assert_close_relative(gradient, whole[2], 1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
+def test_dropout_is_the_same_whatever_the_schedule(schedule):
+    """The key is folded by layer and microbatch, as accumulation folds it by slice."""
+    model = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES | dict(n_layer=4), resid_pdrop=0.2, attn_pdrop=0.3))
+    _, expected, plain = run(model, accumulate=4)
+    _, metrics, gradient = run(model, mesh=mesh_of(stage=2, data=2), microbatches=4, schedule=schedule)
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert_close_relative(gradient, plain, 1e-5)
+
+
+def test_microbatches_fill_the_stages_unless_they_are_given():
+    feed = train.make_train_step(MODEL, SGD, mesh=mesh_of(stage=2, data=2))._feed
+    assert feed.num_microbatches(32, None, 2) == 8
+    assert feed.num_microbatches(12, None, 2) == 6
+    assert feed.num_microbatches(6, None, 2) == 3
+    with pytest.raises(ValueError, match="microbatches=5 do not divide a batch of 32 rows .* that does is 4"):
+        feed.num_microbatches(32, 5, 2)
+    with pytest.warns(UserWarning, match="fewer than stage=2: the stages wait 50% of the time"):
+        assert feed.num_microbatches(2, None, 2) == 1
+
+
 def test_accumulated_slices_are_the_whole_batch(whole):
     after, metrics, gradient = run(accumulate=4)
     assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
@@ -219,7 +256,11 @@ def test_evaluation_sums_over_batches(whole, axes):
         ({"schedule": "2f2b"}, "schedule '2f2b' is unknown: choose from 1f1b, gpipe, interleaved"),
         ({"accumulate": 0}, "accumulate=0: it is at least 1"),
         ({"microbatches": 0}, "microbatches=0"),
-        ({"mesh": {"stage": 2}}, "stage=2: the training step has no pipeline yet"),
+        (
+            {"mesh": {"stage": 4}},
+            "'layers' has size 2, which mesh stage=4 does not divide: the nearest that works is 2",
+        ),
+        ({"virtual_stages": 0}, "virtual_stages=0"),
         ({"mesh": {"tensor": 8}}, "heads"),
     ],
 )

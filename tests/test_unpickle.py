@@ -1,13 +1,16 @@
+import argparse
 import pickle
 import re
+import signal
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from modelzoo.tensor_files import Reader, read_blocks
-from modelzoo.unpickle import read_torch_header
+from modelzoo.unpickle import read_torch_header, read_torch_tree
 from tests import torch_files
 from tests.torch_files import Call, Global, Storage
 
@@ -212,3 +215,61 @@ def test_other_archives(tmp_path):
     torch_files.write_archive(file, [1, 2], {})
     with pytest.raises(ValueError, match="holds a list"):
         read_torch_header(file)
+
+
+def run_file(path, legacy=False, **more):
+    """A training run's file: options, random states, an optimizer, and tensors in nested dicts."""
+    weights = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = {
+        "args": argparse.Namespace(hidden_size=12, kind=Call(Global("megatron.model.enums", "Kind"), 1)),
+        "np_rng_state": np.random.RandomState(0).get_state(),
+        "lr": np.float64(0.5),
+        "where": Path("/data"),
+        "seen": {1, 2},
+        "signal": signal.SIGTERM,
+        "model": {"language_model": {"embedding": {"weight": weights}}},
+    }
+    torch_files.save_tree(path, content | more, legacy)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=FORMATS)
+def test_reads_what_a_run_saves(tmp_path, legacy):
+    run_file(tmp_path / "a.pt", legacy)
+    tree = read_torch_tree(tmp_path / "a.pt")
+    assert (tree["args"].name, tree["args"].fields["hidden_size"]) == ("argparse.Namespace", 12)
+    assert tree["args"].fields["kind"].name == "megatron.model.enums.Kind"
+    assert tree["args"].fields["kind"].args == (1,)
+    assert (tree["np_rng_state"][0], tree["lr"]) == ("MT19937", 0.5)
+    ref = tree["model"]["language_model"]["embedding"]["weight"]
+    with Reader() as reader:
+        reader.open(ref.file)
+        data = reader.read(ref.file, ref.offset, 6, ref.dtype)
+    np.testing.assert_array_equal(data, np.arange(6))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=FORMATS)
+@pytest.mark.parametrize("asked", [wicked for wicked in WICKED if wicked != "numpy scalar"])
+def test_a_run_may_not_run_code_either(tmp_path, monkeypatch, legacy, asked):
+    monkeypatch.chdir(tmp_path)
+    name, obj = WICKED[asked]
+    run_file(tmp_path / "a.pt", legacy, extra=obj)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        read_torch_tree(tmp_path / "a.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_state_dict_needs_no_records(tmp_path):
+    run_file(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"argparse\.Namespace"):
+        read_torch_header(tmp_path / "a.pt")
+
+
+def test_a_run_is_a_dict(tmp_path):
+    torch_files.write_archive(tmp_path / "a.pt", [1], {})
+    with pytest.raises(ValueError, match="holds a list"):
+        read_torch_tree(tmp_path / "a.pt")
+    nested = {"a": {}}
+    nested["a"]["b"] = nested
+    torch_files.write_archive(tmp_path / "a.pt", nested, {})
+    with pytest.raises(ValueError, match="recursion"):
+        read_torch_tree(tmp_path / "a.pt")

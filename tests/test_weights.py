@@ -84,6 +84,35 @@ def test_bind_notices_a_parameter_that_no_row_covers():
         bind(TABLE, BASE | shapes(forgotten=(3,)))
 
 
+def test_a_class_that_lacks_a_part_may_name_a_tensor_otherwise():
+    rows = (
+        Weight("net.lone.words", "embed.embedding", "v d -> v d", without="encoder"),
+        Weight("net.words", "embed.embedding", "v d -> v d"),
+        Weight("net.encoder", "encoder.scale", "d -> d"),
+    )
+    table = WeightTable("net.", rows)
+    whole = shapes(embed__embedding=(11, 6), encoder__scale=(6,))
+    assert [tensor.name for tensor in bind(table, whole)] == ["words", "encoder"]
+    lone = shapes(trunk__embed__embedding=(11, 6))
+    assert [tensor.name for tensor in bind(table, lone)] == ["net.lone.words"]
+
+
+def test_a_parameter_of_its_own_is_no_copy():
+    head = Weight("head.weight", "head.kernel", "v d -> d v")
+    table = WeightTable(TABLE.prefix, (*TABLE.weights, head))
+    tied = {tensor.name: tensor for tensor in bind(table, HEAD)}
+    assert tied["net.words"].copies == ("head.weight",)
+    untied = {tensor.name: tensor for tensor in bind(table, HEAD | shapes(head__kernel=(6, 11)))}
+    assert untied["net.words"].copies == ()
+
+
+def test_names_that_are_written_where_nothing_is_tied():
+    row = Weight("net.words", "embed.embedding", "v d -> v d", untied=("net.other",))
+    (bare,) = bind(WeightTable("net.", (row,)), shapes(embed__embedding=(11, 6)))
+    assert bare.written(ties=True) == ("words",)
+    assert bare.written(ties=False) == ("words", "other")
+
+
 def test_other_heads_are_told_from_strangers():
     assert is_other_head(TABLE, BASE, "classes.weight")
     assert not is_other_head(TABLE, HEAD, "classes.weight")

@@ -109,6 +109,27 @@ def write_archive(path: Path, state: Any, storages: dict[str, np.ndarray], **rec
         archive.writestr("archive/version", b"3\n")
 
 
+def _with_storages(tree: Any, storages: dict[str, np.ndarray], legacy: bool) -> Any:
+    """A nested dict with its arrays replaced by what tensors pickle into; `storages` is filled."""
+    if isinstance(tree, dict):
+        return {key: _with_storages(value, storages, legacy) for key, value in tree.items()}
+    if not isinstance(tree, np.ndarray):
+        return tree
+    key = str(len(storages))
+    storages[key] = np.ascontiguousarray(tree)
+    view = (None,) if legacy else ()
+    storage = Storage(Global("torch", STORAGE_NAMES[tree.dtype]), key, "cpu", tree.size, *view)
+    strides = tuple(int(np.prod(tree.shape[i + 1 :])) for i in range(tree.ndim))
+    return tensor(storage, 0, tree.shape, strides)
+
+
+def save_tree(path: Path, tree: Any, legacy: bool = False) -> None:
+    """torch.save(tree, path) of nested dicts of tensors and of what pickles by itself."""
+    storages: dict[str, np.ndarray] = {}
+    state = _with_storages(tree, storages, legacy)
+    (write_stream if legacy else write_archive)(path, state, storages)
+
+
 def save_archive(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """torch.save(state_dict, path)."""
     write_archive(path, *_state(arrays, legacy=False))
@@ -116,7 +137,11 @@ def save_archive(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def save_stream(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """torch.save(state_dict, path, _use_new_zipfile_serialization=False)."""
-    state, storages = _state(arrays, legacy=True)
+    write_stream(path, *_state(arrays, legacy=True))
+
+
+def write_stream(path: Path, state: Any, storages: dict[str, np.ndarray]) -> None:
+    """A stream of pickles as torch wrote before 1.6, of an object and its storages."""
     with open(path, "wb") as stream:
         pickle.dump(0x1950A86A20F9469CFC6C, stream, protocol=2)
         pickle.dump(1001, stream, protocol=2)

@@ -1,6 +1,8 @@
 """Small models and parameters for tests: what several test files would otherwise each make for themselves."""
 
 import functools
+import zlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import modelzoo
+
+FIXTURES = Path(__file__).parent / "fixtures"
+"""What tests/parity/make_fixtures.py wrote: transformers' answers, MODEL_TYPE.npz."""
+COUNTS = FIXTURES / "num_params.json"
+"""Parameter counts by preset and class."""
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """jit for programs that run once or twice: most of their time is LLVM's optimisation, which changes no contract."""
@@ -22,6 +29,15 @@ def tiny_gptj(**overrides: Any) -> modelzoo.GPTJConfig:
     return modelzoo.GPTJConfig(**fields)
 
 
+def tiny_mvp(**overrides: Any) -> modelzoo.MvpConfig:
+    """An MVP with sizes that are all different, two stacks that differ, and prompts; no dropout."""
+    fields: dict[str, Any] = dict(vocab_size=37, d_model=24, max_position_embeddings=16, dropout=0.0)
+    fields |= dict(encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=31)
+    fields |= dict(decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=29)
+    fields |= dict(use_prompt=True, prompt_length=5, prompt_mid_dim=7, decoder_start_token_id=9) | overrides
+    return modelzoo.MvpConfig(**fields)
+
+
 def random_params(model: modelzoo.Model, seed: int = 0, scale: float = 0.2) -> Any:
     """Parameters large enough that attention is not uniform and that no bias is zero.
 
@@ -34,6 +50,14 @@ def random_params(model: modelzoo.Model, seed: int = 0, scale: float = 0.2) -> A
         return jnp.asarray(random.normal(center, scale, leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, modelzoo.abstract_params(model))
+
+
+def drawn(
+    name: str, shape: tuple[int, ...], center: float = 0.0, seed: int = 0, scale: float = 0.2
+) -> np.ndarray:
+    """A checkpoint's tensor, float32, from its name alone: the same in every program and every version of numpy."""
+    random = np.random.RandomState([seed, zlib.crc32(name.encode())])
+    return random.normal(center, scale, shape).astype(np.float32)
 
 
 def leaves_by_name(tree: Any) -> dict[str, Any]:

@@ -30,6 +30,15 @@ class Flags:
     """A gin file; give several to read them in order. Found from here or from the shipped configs/."""
     gin_param: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="NAME.PARAMETER=VALUE")] = ()
     """A setting that wins over the files. Texts keep their quotes: --gin_param="data.path='my/texts'"."""
+    coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Where process 0 of several listens. Not needed in Open MPI, SLURM and TPU pods, nor where
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set."""
+    num_processes: int | None = None
+    """How many processes take part; 1 runs alone, whatever started it."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    start_timeout: float = 300.0
+    """Seconds to wait for all processes."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -44,6 +53,11 @@ def main(args: Sequence[str] | None = None) -> None:
     with user_errors():
         if not flags.gin_file and not flags.gin_param:
             raise ValueError("nothing to train: give --gin_file, such as --gin_file=configs/quickstart.gin")
+        import parallel
+
+        parallel.initialize(
+            flags.coordinator_address, flags.num_processes, flags.process_id, timeout=flags.start_timeout
+        )
         train(Experiment(flags.gin_file, flags.gin_param))
 
 
@@ -63,6 +77,7 @@ def train(experiment: Experiment) -> None:
     import modelzoo
     import parallel
     from parallel import checkpoint
+    from parallel.cluster import process_zero_first
     from train.data import batches as text
     from train.data.tokens import prepare_tokens
     from train.metrics import RunLog, flops_per_token
@@ -79,6 +94,7 @@ def train(experiment: Experiment) -> None:
         rules=rules,
         microbatches=run.microbatches,
         schedule=run.schedule,
+        virtual_stages=run.virtual_stages,
         accumulate=run.accumulate,
         learning_rate=experiment.learning_rate,
     )
@@ -97,8 +113,10 @@ def train(experiment: Experiment) -> None:
     say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters, {run.dtype}, on {mesh}")
 
     # Data: tokens on disk, then batches whose order follows from (seed, step) alone.
-    tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
+    with process_zero_first("data"):
+        tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
     check_end_of_text(experiment, tokens)
+    check_agreement(start, tokens)
     say(
         f"data: {tokens.manifest['documents']:,} documents, {len(tokens.train):,} tokens to train on and "
         f"{len(tokens.validation):,} held out, in {tokens.folder}"
@@ -126,7 +144,8 @@ def train(experiment: Experiment) -> None:
         say(f"going on from step {start} of {run.num_steps}")
     else:
         state = init_state(model, optimizer, rules=rules, rng=jax.random.key(run.seed))
-    (workdir / "config.gin").write_text(experiment.text)
+    if jax.process_index() == 0:
+        (workdir / "config.gin").write_text(experiment.text)
 
     # The loop. Nothing in it waits for the device but a line of the log, an evaluation and a checkpoint.
     log = RunLog(
@@ -148,9 +167,10 @@ def train(experiment: Experiment) -> None:
             ) is not None:
                 log.eval(at, loss)
             extra = {"batches": batches.get_state(), "fingerprint": tokens.manifest["fingerprint"]}
-            saver.maybe_save(at, state, extra, force=done or stop.requested)
+            stopping = stop.after(at)
+            saver.maybe_save(at, state, extra, force=done or stopping)
             log.pause(time.perf_counter() - paused)
-            if stop.requested and not done:
+            if stopping and not done:
                 break
     if not done:
         say(f"stopped at step {at} and saved: run the same command again to go on")
@@ -179,6 +199,28 @@ def check_same_data(experiment: Experiment, tokens: "TokenData", extra: dict[str
         )
 
 
+def check_agreement(start: int, tokens: "TokenData") -> None:
+    """Checks that all processes go on from one step and read one text."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return
+    fingerprint = np.frombuffer(bytes.fromhex(tokens.manifest["fingerprint"]), np.uint32)
+    found: Any = multihost_utils.process_allgather(np.array([start, *fingerprint.tolist()], np.uint32))
+    for process, (other, *text) in enumerate(found.tolist()):
+        if other != found[0][0]:
+            raise ValueError(
+                f"train.workdir: process {process} finds step {other} there, process 0 step {found[0][0]}: give all "
+                "processes one folder"
+            )
+        if text != found[0][1:].tolist():
+            raise ValueError(
+                f"data.path: process {process} reads another text than process 0: give all the same files"
+            )
+
+
 def say(line: str) -> None:
     """Prints a line, once over all processes."""
     import jax
@@ -199,6 +241,8 @@ def _help() -> str:
             "                  --gin_param=\"train.workdir='runs/mine'\"",
             "  python -m train --gin_file=quickstart.gin --gin_file=parallel/fsdp.gin \\",
             "                  --gin_param=train.num_steps=500",
+            "  python -m train --gin_file=big.gin --coordinator_address=10.0.0.1:8476 --num_processes=4 \\",
+            "                  --process_id=0     # one on each host; pods and SLURM need none of the three",
             "",
             "settings (also: the model's by family, as GPTJ.n_layer; mesh.AXIS; rules.AXIS; adamw.b2 ...):",
             *(f"  {line}" for line in lines),

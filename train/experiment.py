@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FREE = (
     "train.workdir", "train.num_steps", "train.log_every", "train.eval_every", "train.eval_batches",
     "train.checkpoint_every", "train.keep_checkpoints", "train.allow_changes", "train.preset", "train.remat",
-    "train.microbatches", "train.schedule", "mesh.", "rules.", "data.cache_dir",
+    "train.microbatches", "train.schedule", "train.virtual_stages", "mesh.", "rules.", "data.cache_dir",
 )  # fmt: skip
 """Settings that a run may change when it goes on: where and how it computes, not what."""
 
@@ -49,7 +49,8 @@ class Run:
         dtype: what the step computes in; parameters and optimizer state stay float32.
         remat: what the backward pass recomputes to save memory.
         microbatches: of the pipeline; None is a number that fills the stages.
-        schedule: of the pipeline.
+        schedule: of the pipeline: '1f1b', 'gpipe' or 'interleaved'.
+        virtual_stages: pieces of the model that a stage holds; None is 2 for the interleaved schedule, else 1.
         log_every: steps between two lines of metrics.
         eval_every: steps between two evaluations on held-out text; None is only at the end.
         eval_batches: batches of an evaluation at most; None is all held-out text.
@@ -71,6 +72,7 @@ class Run:
     remat: str = "none"
     microbatches: int | None = None
     schedule: str = "1f1b"
+    virtual_stages: int | None = None
     log_every: int = 10
     eval_every: int | None = None
     eval_batches: int | None = 50

@@ -164,6 +164,22 @@ def _next_tokens(config: Any, labels: jax.Array, length: int) -> Target:
     return _classes(shifted, config.vocab_size)
 
 
+def _tokens(config: Any, labels: jax.Array, length: int) -> Target:
+    return _classes(labels, config.vocab_size)
+
+
+def _token_classes(config: Any, labels: jax.Array, length: int) -> Target:
+    return _classes(labels, config.num_labels)
+
+
+def _choice(config: Any, labels: jax.Array, length: int) -> Target:
+    return _classes(labels.reshape(-1), length)  # the logits are [B, choices]
+
+
+def _follows(config: Any, labels: jax.Array, length: int) -> Target:
+    return _classes(labels.reshape(-1), 2)
+
+
 def _sequence_label(config: Any, labels: jax.Array, length: int) -> Target:
     problem = config.problem_type
     if problem is None:
@@ -188,12 +204,24 @@ def _span_end(config: Any, labels: jax.Array, length: int) -> Target:
     return Target(position, position < length, length, cross_entropy)
 
 
+_ANY_TOKEN = (Part("lm", "logits", "labels", _tokens),)  # labels stand where their logits do
+
 OBJECTIVES: Mapping[str, tuple[Part, ...]] = {
     "causal_lm": (Part("lm", "logits", "labels", _next_tokens),),
+    "masked_lm": _ANY_TOKEN,
+    "seq2seq_lm": _ANY_TOKEN,
+    "unshifted_lm": _ANY_TOKEN,
     "sequence_classification": (Part("classification", "logits", "labels", _sequence_label),),
+    "token_classification": (Part("classification", "logits", "labels", _token_classes),),
     "question_answering": (
         Part("start", "start_logits", "start_positions", _span_end, 0.5),
         Part("end", "end_logits", "end_positions", _span_end, 0.5),
+    ),
+    "multiple_choice": (Part("choice", "logits", "labels", _choice),),
+    "next_sentence": (Part("next_sentence", "logits", "labels", _follows),),
+    "pretraining": (
+        Part("lm", "prediction_logits", "labels", _tokens),
+        Part("next_sentence", "seq_relationship_logits", "next_sentence_label", _follows),
     ),
 }
 """Task of a model class -> the parts of its loss."""
@@ -218,13 +246,18 @@ def _target(model: Any, part: Part, batch: Mapping[str, Any], outputs: Any = Non
     if outputs is not None:
         length = getattr(outputs, part.logits).shape[1]
     else:
-        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
         length = next((batch[name].shape[1] for name in names if name in batch), 0)
     return part.target(model.config, jnp.asarray(batch[part.labels]), length)
 
 
-def check_labels(model: Any, batch: Mapping[str, Any]) -> None:
+def check_labels(model: Any, batch: Mapping[str, Any], outputs: Any = None) -> None:
     """Refuses labels that name no class. Reads numpy arrays; arrays on a device are left alone (see `terms`).
+
+    Args:
+        model: a model of a task with a loss.
+        batch: labels, and the inputs unless there are outputs: they say how many choices or positions there are.
+        outputs: what `model.apply` returned, if it is there yet.
 
     Raises:
         ValueError: a label outside the classes; names it and its place.
@@ -234,7 +267,7 @@ def check_labels(model: Any, batch: Mapping[str, Any]) -> None:
         if not isinstance(labels, np.ndarray):
             continue
         with jax.ensure_compile_time_eval():  # numpy labels are numbers even where the caller traces
-            target = _target(model, part, batch)
+            target = _target(model, part, batch, outputs)
         if target.num_classes is None:
             continue
         target = jax.tree.map(np.asarray, target._replace(score=None))
@@ -306,9 +339,10 @@ def loss(model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
     Args:
         model: a model of a task with a loss; its `config` names the classes and the problem type.
         outputs: what `model.apply` returned.
-        batch: transformers' label names beside the inputs: "labels" (causal LM: int [B, T], shifted inside;
-            sequence classification: int [B], or float [B, C]) or "start_positions" and "end_positions" (int
-            [B]).
+        batch: transformers' label names beside the inputs. "labels" is int [B, T] for language models (shifted inside
+            for causal ones) and token classes; int [B], or float [B, C], for classes of sequences; int [B] for
+            choices and next sentences. Pretraining also has "next_sentence_label" int [B]; question answering has
+            "start_positions" and "end_positions", int [B].
 
     Returns:
         The loss, float32 [], the mean over all valid labels (0 where there are none), and metrics: "loss",
@@ -319,7 +353,7 @@ def loss(model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
         ValueError: the model's task has no loss, a key is missing, labels have the wrong shape or name no
             class.
     """
-    check_labels(model, batch)
+    check_labels(model, batch, outputs)
     found = terms(model, outputs, batch)
     value = total(found)
     metrics = {"loss": value, "tokens": found[0].count}

@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import modelzoo
 
+_LM_TASKS = ("causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm")
+
 PEAK_FLOPS = {
     # Dense bf16 FLOP/s of one chip, as its maker publishes it; the key is how jax spells the device.
     "TPU v4": 275e12,
@@ -43,14 +45,17 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
 
     PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is
     multiplied with, and 12 L N H T for attention's two products. Embedding tables are looked up, not
-    multiplied.
+    multiplied, except by a language-modelling head that is tied to one.
 
     Args:
         model: any model of the zoo.
         sequence_length: T.
     """
     config = model.config
-    multiplied = modelzoo.num_params(model) - config.vocab_size * config.hidden_size
+    leaves = jax.tree_util.tree_leaves_with_path(modelzoo.abstract_params(model))
+    multiplied = sum(leaf.size for path, leaf in leaves if path[-1].key != "embedding")
+    if getattr(config, "tie_word_embeddings", False) and model.task in _LM_TASKS:
+        multiplied += config.vocab_size * config.hidden_size
     return 6.0 * multiplied + 12.0 * config.num_layers * config.hidden_size * sequence_length
 
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import modelzoo
+
 __all__ = ["adamw", "constant", "warmup_cosine", "warmup_linear"]
 
 _UNDECAYED = ("bias", "scale")
@@ -35,6 +37,24 @@ def decay_mask(params: Any) -> Any:
         return getattr(path[-1], "key", None) not in _UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def only_trainable(model: modelzoo.Model, optimizer: optax.GradientTransformation) -> Any:
+    """The optimizer for the parameters that training changes; what is frozen has no state and stays as it is.
+
+    Args:
+        model: says which (`modelzoo.trainable`).
+        optimizer: an optax transformation; it comes back itself where everything trains.
+    """
+    trains = modelzoo.trainable(model)
+    if all(jax.tree.leaves(trains)):
+        return optimizer
+    return optax.partition({True: optimizer, False: optax.set_to_zero()}, trains)
+
+
+def without_frozen(model: modelzoo.Model, grads: Any) -> Any:
+    """The gradients, zero where the model is frozen: what they cost is then never computed."""
+    return jax.tree.map(lambda g, t: g if t else jnp.zeros_like(g), grads, modelzoo.trainable(model))
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import modelzoo
 import parallel
+from train.optim import only_trainable
 
 
 @struct.dataclass
@@ -68,7 +69,7 @@ def abstract_state(
     """
     rules = resolve_rules(mesh, rules)
     params = parallel.abstract_sharded_params(model, rules)
-    return _abstract_around(params, optimizer, rules)
+    return _abstract_around(params, only_trainable(model, optimizer), rules)
 
 
 def init_state(
@@ -93,7 +94,7 @@ def init_state(
     Raises:
         ValueError: the rules do not fit the model, or the parameters are another model's.
     """
-    rules = resolve_rules(mesh, rules)
+    rules, optimizer = resolve_rules(mesh, rules), only_trainable(model, optimizer)
     key = jax.random.key(0) if rng is None else rng
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -115,7 +116,9 @@ def init_state(
         opt_state = init(params)
     step = jnp.zeros([], jnp.int32)
     if rules is not None:
-        step, step_rng = jax.device_put((step, step_rng), (target.step.sharding, target.rng.sharding))
+        # Not device_put: it lays no PRNG key on the devices of other processes.
+        replicate = jax.jit(lambda pair: pair, out_shardings=(target.step.sharding, target.rng.sharding))
+        step, step_rng = replicate((step, step_rng))
     return TrainState(params=params, opt_state=opt_state, step=step, rng=step_rng)
 
 

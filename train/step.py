@@ -6,6 +6,7 @@ of an accumulated batch divides by the counts of the whole: the slices' losses a
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +19,12 @@ from jax.sharding import Mesh
 
 import modelzoo
 import parallel
+from parallel import pipeline
 from parallel.host import keep_freed_memory
+from parallel.schedule import SCHEDULES
 from train import losses
-from train.optim import global_norm
+from train.optim import global_norm, only_trainable, without_frozen
 from train.state import TrainState, abstract_state, resolve_rules, shardings_of
-
-SCHEDULES = ("1f1b", "gpipe", "interleaved")
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -72,6 +73,7 @@ def make_train_step(
     rules: parallel.Rules | None = None,
     microbatches: int | None = None,
     schedule: str = "1f1b",
+    virtual_stages: int | None = None,
     accumulate: int = 1,
     learning_rate: float | optax.Schedule | None = None,
 ) -> TrainStep:
@@ -81,9 +83,10 @@ def make_train_step(
         model: a model of a task with a loss.
         optimizer: the optax transformation that the state was made with.
         mesh, rules: as given to `init_state`.
-        microbatches: pieces that a pipeline cuts the batch into; None fills the stages. Without stages it has
-            no effect.
-        schedule: of the pipeline, one of SCHEDULES.
+        microbatches: M, pieces that a pipeline cuts the batch (or each slice of it) into; None takes up to four a
+            stage, as many as the rows allow. Without stages it has no effect.
+        schedule: of the pipeline, one of `parallel.schedule.SCHEDULES`.
+        virtual_stages: pieces of the model that a stage holds; None is 2 for the interleaved schedule, else 1.
         accumulate: slices of the batch that are computed one after another, their gradients summed in
             float32.
         learning_rate: what the optimizer was given, to report it.
@@ -95,22 +98,25 @@ def make_train_step(
         "learning_rate" if given, and "<part>_loss" where the loss has several parts.
 
     Raises:
-        ValueError: the mesh has stages, an unknown schedule, a count below 1, or rules that do not fit the
-            model.
+        ValueError: an unknown schedule, a count below 1, or rules that do not fit the model. Called: as `TrainStep`,
+            and where stages, layers and microbatches do not go together.
     """
     rules = resolve_rules(mesh, rules)
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r} is unknown: choose from {', '.join(SCHEDULES)}")
-    for name, value in (("accumulate", accumulate), ("microbatches", microbatches)):
+    if virtual_stages is None:
+        virtual_stages = 2 if schedule == "interleaved" else 1
+    for name, value in (
+        ("accumulate", accumulate),
+        ("microbatches", microbatches),
+        ("virtual_stages", virtual_stages),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: it is at least 1")
-    if rules is not None and rules.mesh.shape["stage"] > 1:
-        raise ValueError(
-            f"mesh axis stage={rules.mesh.shape['stage']}: the training step has no pipeline yet; use "
-            "stage=1 and give the devices to fsdp or tensor"
-        )
+    num_stages = 1 if rules is None else rules.num_shards("layers")
     feed = _Feed(model, rules, accumulate)
     target = None if rules is None else abstract_state(model, optimizer, rules=rules)
+    optimizer = only_trainable(model, optimizer)
     deterministic = not has_dropout(model.config)
 
     def slice_loss(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
@@ -122,26 +128,41 @@ def make_train_step(
             found = losses.terms(model, outputs, batch)
             return losses.total(found, counts), {term.name: term.sum for term in found}
 
+    def whole(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        return jax.value_and_grad(slice_loss, has_aux=True)(params, batch, rng, counts)
+
+    def pipelined(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        assert target is not None
+        rows = next(iter(batch.values())).shape[0]
+        count = feed.num_microbatches(rows, microbatches, num_stages)
+        return pipeline.value_and_grad(
+            lambda params, piece, rng: slice_loss(params, piece, rng, counts),
+            params,
+            _slices(batch, count),
+            rng,
+            shardings=shardings_of(target.params),
+            schedule=schedule,
+            virtual_stages=virtual_stages,
+        )
+
     def gradients(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
-        (_, sums), grads = jax.value_and_grad(slice_loss, has_aux=True)(params, batch, rng, counts)
+        (_, sums), grads = (pipelined if num_stages > 1 else whole)(params, batch, rng, counts)
+        grads = without_frozen(model, grads)
         if target is not None:  # summed over the batch straight into each device's shard
             grads = lax.with_sharding_constraint(grads, shardings_of(target.params))
         return sums, grads
 
     def accumulated(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
         if accumulate == 1:
-            return gradients(params, batch, jax.random.fold_in(rng, 0), counts)
+            # A pipeline folds the key by microbatch, as accumulation folds it by slice.
+            return gradients(params, batch, rng if num_stages > 1 else jax.random.fold_in(rng, 0), counts)
 
         def body(total: Any, piece: Any) -> Any:
             index, batch = piece
             sums, grads = gradients(params, batch, jax.random.fold_in(rng, index), counts)
             return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (sums, grads)), None
 
-        # Row b is in slice b % accumulate, so that each slice lies over the devices as the batch does.
-        pieces = {
-            name: jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
-            for name, x in batch.items()
-        }
+        pieces = _slices(batch, accumulate)
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
         if target is not None:
             zeros = lax.with_sharding_constraint(zeros, shardings_of(target.params))
@@ -206,6 +227,14 @@ def make_eval_step(
     return eval_step
 
 
+def _slices(batch: Batch, count: int) -> dict[str, Any]:
+    """[B, ...] to [count, B / count, ...]: row b is in slice b % count, so that each lies over devices as all do."""
+    return {
+        name: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+        for name, x in batch.items()
+    }
+
+
 def has_dropout(config: Any) -> bool:
     """Whether any dropout probability of a config is above zero."""
     values = (getattr(config, field.name) for field in dataclasses.fields(config) if "drop" in field.name)
@@ -252,6 +281,30 @@ class _Feed:
             batch = {**batch, **whole}
         self._check_rows({name: value.shape[0] for name, value in batch.items()})
         return {name: self._place(value) for name, value in batch.items()}
+
+    def num_microbatches(self, rows: int, wanted: int | None, num_stages: int) -> int:
+        """M for a batch of so many rows.
+
+        Raises:
+            ValueError: the wanted number does not divide the rows of every shard; names the nearest that does.
+        """
+        shards = 1 if self.rules is None else self.rules.num_shards("act_batch")
+        fits = [m for m in range(1, rows // shards + 1) if rows % (m * shards) == 0]
+        if wanted is None:
+            few = [m for m in fits if m <= 4 * num_stages]
+            wanted = max([m for m in few if m % num_stages == 0] or few)
+        if wanted not in fits:
+            raise ValueError(
+                f"microbatches={wanted} do not divide a batch of {rows} rows over {shards} shards (mesh data x fsdp): "
+                f"the nearest that does is {min(fits, key=lambda m: abs(m - wanted))}"
+            )
+        if wanted < num_stages:
+            share = pipeline.make_schedule("1f1b", num_stages, wanted).bubble()
+            warnings.warn(
+                f"microbatches={wanted} are fewer than stage={num_stages}: the stages wait {share:.0%} of the time",
+                stacklevel=2,
+            )
+        return wanted
 
     def _check_rows(self, rows: Mapping[str, int]) -> None:
         size = next(iter(rows.values()))

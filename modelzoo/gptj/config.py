@@ -1,7 +1,7 @@
 """GPT-J's hyper-parameters, named as in transformers."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from modelzoo.config import ModelConfig
 from modelzoo.layers.mlp import get_activation
@@ -25,6 +25,12 @@ class GPTJConfig(ModelConfig):
     """
 
     model_type: ClassVar[str] = "gptj"
+    aliases: ClassVar[dict[str, str]] = {
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
 
     vocab_size: int = 50400
     n_positions: int = 2048
@@ -45,8 +51,7 @@ class GPTJConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            self._check(getattr(self, field) >= 1, field, "it is a size, at least 1")
+        self._check_sizes("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
         self._check(self.mlp_dim >= 1, "n_inner", "it is a size, at least 1, or None for 4 n_embd")
         self._check(self.n_embd % self.n_head == 0, "n_embd", f"n_head = {self.n_head} does not divide it")
         self._check(
@@ -54,10 +59,13 @@ class GPTJConfig(ModelConfig):
             "rotary_dim",
             f"it is even and at most the head width {self.head_dim}, or None for all of it",
         )
-        for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            self._check(0.0 <= getattr(self, field) < 1.0, field, "a dropout probability lies in [0, 1)")
+        self._check_probabilities("resid_pdrop", "embd_pdrop", "attn_pdrop")
         self._check(not self.tie_word_embeddings, "tie_word_embeddings", "GPT-J's LM head is not tied")
         get_activation(self.activation_function)
+
+    def to_hf(self) -> dict[str, Any]:
+        # transformers reads None as the model's width, which is right for one head alone.
+        return super().to_hf() | {"rotary_dim": self.rotary_dim or self.head_dim}
 
     @property
     def num_layers(self) -> int:

@@ -1,11 +1,12 @@
 """Multi-head attention (Vaswani et al., 2017, arXiv:1706.03762), one module for every family.
 
 Additive bias (causal, padding, ALiBi), a rotary callable, prefix keys and values, a cache and cross-attention
-are arguments; none of them is a subclass. Scores and softmax are float32 whatever the dtype.
+are arguments, relative positions a field; none of them is a subclass. Scores and softmax are float32 whatever the
+dtype.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,27 @@ import jax.numpy as jnp
 
 from modelzoo.axes import constrain
 from modelzoo.layers.cache import LayerCache
-from modelzoo.layers.linear import Initializer, Linear, dropout_layer
+from modelzoo.layers.linear import Initializer, Linear, dropout_layer, parameter
+from modelzoo.layers.position import relative_scores
+
+
+class LayerInputs(TypedDict, total=False):
+    """What a block hands on to its self-attention as it is, of its own layer: see `Attention.__call__`.
+
+    Attributes:
+        cache, cache_index: the layer's, and the slot of the first query.
+        head_mask: [N].
+    """
+
+    cache: LayerCache | None
+    cache_index: jax.Array | None
+    head_mask: jax.Array | None
+
+
+class AttentionInputs(LayerInputs, total=False):
+    """The same with the bias [B, N, T, S], or broadcastable to it."""
+
+    bias: jax.Array | None
 
 
 def dot_product_attention(
@@ -54,7 +75,10 @@ class Attention(nn.Module):
         use_bias: biases on query, key and value.
         out_bias: a bias on the output projection.
         dropout: probability of dropping an attention weight.
-        kernel_init: initializer of all four kernels.
+        kernel_init: initializer of all four kernels, and of the table of relative positions.
+        relative: "relative_key" or "relative_key_query": scores depend on learned vectors of the distance from query
+            to key (Shaw et al., 2018, arXiv:1803.02155; Huang et al., 2020, arXiv:2009.13658). None: they do not.
+        max_positions: largest distance + 1 that `relative` knows.
     """
 
     features: int
@@ -64,6 +88,8 @@ class Attention(nn.Module):
     out_bias: bool = True
     dropout: float = 0.0
     kernel_init: Initializer = nn.initializers.normal(0.02)
+    relative: str | None = None
+    max_positions: int = 0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -73,6 +99,7 @@ class Attention(nn.Module):
         x_BTD: jax.Array,
         *,
         source_BSD: jax.Array | None = None,
+        projected: LayerCache | None = None,
         bias: jax.Array | None = None,
         rotary: Callable[[jax.Array], jax.Array] | None = None,
         prefix: tuple[jax.Array, jax.Array] | None = None,
@@ -86,17 +113,22 @@ class Attention(nn.Module):
         Args:
             x_BTD: [B, T, D].
             source_BSD: keys and values come from here instead of x.
-            bias: additive, broadcastable to [B, N, T, S] (S counts cached slots and prefix too).
+            projected: keys and values as an earlier call made them of a source; no source is read then.
+            bias: additive, broadcastable to [B, N, T, S] (S counts cached slots, and not the prefix).
             rotary: rotates queries and keys [B, T, N, H] by their positions.
-            prefix: keys and values [B, N, P, H] that stand before all others and are seen by every query.
+            prefix: keys and values [N, P, H] that stand before all others and are seen by every query of every row.
             cache: keys and values of earlier tokens; the new ones are written at `cache_index`.
-            cache_index: int32 [].
+            cache_index: int32 [], the slot of the first query.
             head_mask: [N].
             deterministic: no dropout.
 
         Returns:
-            (y [B, T, D], probabilities [B, N, T, S], the written cache or None).
+            (y [B, T, D], probabilities [B, N, T, P + S], the written cache or what a source was projected to).
+
+        Raises:
+            ValueError: `relative` is no known kind.
         """
+        crosses = source_BSD is not None or projected is not None
         source_BSD = x_BTD if source_BSD is None else source_BSD
         heads = (self.num_heads, self.head_dim)
         shared: dict[str, Any] = dict(
@@ -108,23 +140,35 @@ class Attention(nn.Module):
             layer = Linear((inputs.shape[-1],), heads, axes, self.use_bias, name=name, **shared)
             return constrain(layer(inputs), "act_batch", "act_length", "act_heads", None)
 
-        q_BTNH, k_BSNH, v_BSNH = (
-            project("query", x_BTD),
-            project("key", source_BSD),
-            project("value", source_BSD),
-        )
-        if rotary is not None:
-            q_BTNH, k_BSNH = rotary(q_BTNH), rotary(k_BSNH)
-        q_BTNH = q_BTNH * jnp.asarray(self.head_dim**-0.5, q_BTNH.dtype)
-        q_BNTH, k_BNSH, v_BNSH = (a.swapaxes(1, 2) for a in (q_BTNH, k_BSNH, v_BSNH))
-        if cache is not None:
-            assert cache_index is not None
-            cache = cache.write(k_BNSH, v_BNSH, cache_index)
-            k_BNSH, v_BNSH = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
-        if prefix is not None:
-            k_BNSH, v_BNSH = (
-                jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k_BNSH, v_BNSH), strict=True)
+        q_BTNH = project("query", x_BTD)
+        q_BTNH = rotary(q_BTNH) if rotary is not None else q_BTNH
+        q_BNTH = (q_BTNH * jnp.asarray(self.head_dim**-0.5, q_BTNH.dtype)).swapaxes(1, 2)
+        if projected is None:
+            k_BSNH, v_BSNH = project("key", source_BSD), project("value", source_BSD)
+            k_BSNH = rotary(k_BSNH) if rotary is not None else k_BSNH
+            written = LayerCache(k_BSNH.swapaxes(1, 2), v_BSNH.swapaxes(1, 2))
+            if cache is not None:
+                assert cache_index is not None
+                written = cache.write(written.key, written.value, cache_index)
+        else:
+            written = projected
+        k_BNSH, v_BNSH = written.key.astype(self.dtype), written.value.astype(self.dtype)
+        if self.relative is not None:
+            shape, axes = (2 * self.max_positions - 1, self.head_dim), (None, "head_dim")
+            table_RH = parameter(
+                self, "distance", self.kernel_init, shape, axes, self.param_dtype, self.dtype
             )
+            first = jnp.int32(0) if cache_index is None else cache_index
+            distances = relative_scores(self.relative, table_RH, q_BNTH, k_BNSH, first)
+            bias = distances if bias is None else bias + distances
+        if prefix is not None:
+            num_rows, (_, num_prefix, _) = k_BNSH.shape[0], prefix[0].shape
+            before = (jnp.broadcast_to(a.astype(self.dtype), (num_rows, *a.shape)) for a in prefix)
+            k_BNSH, v_BNSH = (
+                jnp.concatenate(pair, axis=2) for pair in zip(before, (k_BNSH, v_BNSH), strict=True)
+            )
+            if bias is not None:
+                bias = jnp.pad(bias, ((0, 0),) * (bias.ndim - 1) + ((num_prefix, 0),))
 
         def drop(probs: jax.Array) -> jax.Array:
             return dropout_layer(self.dropout)(probs, deterministic=deterministic)
@@ -134,4 +178,8 @@ class Attention(nn.Module):
         out = Linear(
             heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared
         )
-        return constrain(out(context_BTNH), "act_batch", "act_length", "act_embed"), probs, cache
+        return (
+            constrain(out(context_BTNH), "act_batch", "act_length", "act_embed"),
+            probs,
+            written if crosses or cache is not None else None,
+        )

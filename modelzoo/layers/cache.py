@@ -56,11 +56,14 @@ class Cache:
         layers: LayerCache with stacked arrays [L, ...], or a tuple of L of them (`modelzoo.unstack_layers`).
         index: int32 [], the next slot to write; every row of the batch writes the same slot.
         mask: bool [B, S], the slots that hold a real token.
+        cross: the same as `layers` for cross-attention: the encoder's keys and values as each layer projected them
+            in the call that was given the encoder's states; None before that call and where there is no encoder.
     """
 
     layers: Any
     index: jax.Array
     mask: jax.Array
+    cross: Any = None
 
     def admit(self, attention_mask: jax.Array | None, num_new: int) -> "Cache":
         """Marks the slots that the next `num_new` tokens will take.
@@ -86,9 +89,9 @@ class Cache:
         mask = lax.dynamic_update_slice(self.mask, attention_mask.astype(bool), (0, start))
         return dataclasses.replace(self, mask=mask)
 
-    def advance(self, layers: Any, num_new: int) -> "Cache":
-        """The cache after its layers took `num_new` tokens."""
-        return dataclasses.replace(self, layers=layers, index=self.index + num_new)
+    def advance(self, layers: Any, num_new: int, cross: Any = None) -> "Cache":
+        """The cache after its layers took `num_new` tokens and, if there is one, saw the encoder's states."""
+        return dataclasses.replace(self, layers=layers, index=self.index + num_new, cross=cross)
 
 
 def init_cache(
@@ -134,8 +137,8 @@ def begin(
             )
         return slots_T, attention_mask, num_new, None
     num_keys = cache.mask.shape[1]
-    if attention_mask is not None and attention_mask.ndim == 4:
-        # A bias says what these queries see, not which tokens are real: later calls may see all of them.
+    if attention_mask is not None and attention_mask.ndim > 2:
+        # It says what these queries see, not which tokens are real: later calls may see all of them.
         return cache.index + slots_T, attention_mask, num_keys, cache.admit(None, num_new)
     index, cache = cache.index, cache.admit(attention_mask, num_new)
     return index + slots_T, cache.mask, num_keys, cache

@@ -18,25 +18,35 @@ class Embed(nn.Module):
             is "vocab"; no id reaches those.
         features: D.
         row_axis: logical name of the rows: "vocab", or None for a table that is never sharded by row.
+        padding_idx: a row that starts as zeros and that no lookup trains (a head tied to the table may), or None.
     """
 
     num_embeddings: int
     features: int
     row_axis: str | None = "vocab"
+    padding_idx: int | None = None
     embedding_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
         shape, axes = (self.num_embeddings, self.features), (self.row_axis, "embed")
-        self.embedding = parameter(self, "embedding", self.embedding_init, shape, axes, self.param_dtype)
+        self.embedding = parameter(self, "embedding", self._init, shape, axes, self.param_dtype)
+
+    @nn.nowrap
+    def _init(self, rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        table = self.embedding_init(rng, shape, dtype)
+        return table if self.padding_idx is None else table.at[self.padding_idx].set(0.0)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Looks ids up: [...] int -> [..., D]. An id outside the table gives NaN, so that it cannot pass unseen."""
         # Past the table's end goes what indexing would take for a row: negative ids, and rows that only pad the table.
         ids = jnp.asarray(ids, jnp.int32)
         ids = jnp.where((ids >= 0) & (ids < self.num_embeddings), ids, self.embedding.shape[0])
-        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        x = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        if self.padding_idx is None:
+            return x
+        return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
 
 
 def mask_padded_vocab(logits: jax.Array, vocab_size: int) -> jax.Array:
@@ -60,3 +70,18 @@ def embed_inputs(embed: Embed, input_ids: jax.Array | None, inputs_embeds: jax.A
     else:
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
     return constrain(x_BTD, "act_batch", "act_length", "act_embed")
+
+
+def check_length(x_BTD: jax.Array, limit: int | None, field: str) -> None:
+    """Refuses more tokens than the positions of a model.
+
+    Args:
+        x_BTD: embedded tokens.
+        limit: the longest sequence, or None.
+        field: the config's name for it.
+
+    Raises:
+        ValueError: T is past the limit.
+    """
+    if limit is not None and x_BTD.shape[1] > limit:
+        raise ValueError(f"{x_BTD.shape[1]} tokens are more than the model's {field} = {limit}")

@@ -4,6 +4,8 @@ Biases are float32 and hold the lowest finite number where a key is hidden, not 
 see nothing (a left-padding position) then attends evenly over all keys, as in transformers, and is never NaN.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -19,20 +21,46 @@ def causal_bias(attention_mask: jax.Array | None, query_slots: jax.Array, num_ke
     """Bias of a decoder's self-attention: a key is visible from its own slot on, unless it is padding.
 
     Args:
-        attention_mask: [B, S], non-zero where a key is real; or [B, 1 or N, T, S], a bias that is used as it is;
-            or None.
+        attention_mask: [B, S], non-zero where a key is real; or anything else that `padding_bias` takes, which then
+            says alone what is visible; or None.
         query_slots: int [T], the slot of each query.
         num_keys: S.
 
     Returns:
         float32 [B or 1, 1 or N, T, S].
     """
-    if attention_mask is not None and attention_mask.ndim == 4:
-        return attention_mask.astype(jnp.float32)
+    if attention_mask is not None and attention_mask.ndim > 2:
+        return cast(jax.Array, padding_bias(attention_mask))
     visible = (jnp.arange(num_keys) <= query_slots[:, None])[None, None]
     if attention_mask is not None:
         visible = visible & attention_mask.astype(bool)[:, None, None, :]
     return to_bias(visible)
+
+
+def padding_bias(attention_mask: jax.Array | None) -> jax.Array | None:
+    """Bias of an encoder's self-attention and of cross-attention: every key is visible unless it is padding.
+
+    Args:
+        attention_mask: [B, S], non-zero where a key is real; [B, T, S], non-zero where that query sees that key;
+            [B, 1 or N, T, S], a bias that is used as it is; or None.
+
+    Returns:
+        float32 [B, 1 or N, 1 or T, S], or None where nothing is hidden.
+
+    Raises:
+        ValueError: a mask of another rank.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim == 4:
+        return attention_mask.astype(jnp.float32)
+    if attention_mask.ndim not in (2, 3):
+        raise ValueError(
+            f"an attention mask has shape [batch, keys], [batch, queries, keys] or that of a bias with 4 dimensions, "
+            f"not {attention_mask.shape}"
+        )
+    visible = attention_mask.astype(bool)
+    return to_bias(visible[:, None, None, :] if visible.ndim == 2 else visible[:, None])
 
 
 def layer_head_mask(head_mask: jax.Array | None, num_layers: int) -> jax.Array | None:

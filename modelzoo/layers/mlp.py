@@ -68,6 +68,7 @@ class Mlp(nn.Module):
         hidden: F, width between.
         activation: a name in ACTIVATIONS.
         dropout: probability of dropping an element of the result.
+        activation_dropout: the same between the two layers.
     """
 
     features: int
@@ -77,6 +78,7 @@ class Mlp(nn.Module):
     kernel_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    activation_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -87,6 +89,8 @@ class Mlp(nn.Module):
         h_BTF = Linear(width, hidden, ("embed", "mlp"), name="fc_in", **shared)(x_BTD)
         h_BTF = constrain(h_BTF, "act_batch", "act_length", "act_mlp")
         h_BTF = get_activation(self.activation)(h_BTF)
+        if self.activation_dropout > 0.0:
+            h_BTF = dropout_layer(self.activation_dropout)(h_BTF, deterministic=deterministic)
         y_BTD = Linear(hidden, width, ("mlp", "embed"), name="fc_out", **shared)(h_BTF)
         y_BTD = constrain(y_BTD, "act_batch", "act_length", "act_embed")
         return dropout_layer(self.dropout)(y_BTD, deterministic=deterministic)

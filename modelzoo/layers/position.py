@@ -1,8 +1,12 @@
-"""Position schemes. Rotary embeddings: Su et al., 2021, arXiv:2104.09864, in GPT-J's interleaved pairing.
+"""Position schemes: rotary, ALiBi, relative. (Learned positions are an `Embed`.)
 
-GPT-J rotates the first `rotary_dim` features of each head and leaves the rest; feature pairs are neighbours
-(0, 1), (2, 3), ..., where GPT-NeoX pairs the two halves.
+Rotary embeddings: Su et al., 2021, arXiv:2104.09864, in GPT-J's interleaved pairing. GPT-J rotates the first
+`rotary_dim` features of each head and leaves the rest; feature pairs are neighbours (0, 1), (2, 3), ..., where
+GPT-NeoX pairs the two halves. ALiBi: Press et al., 2022, arXiv:2108.12409. Relative positions: Shaw et al., 2018,
+arXiv:1803.02155 ("relative_key") and Huang et al., 2020, arXiv:2009.13658, method 4 ("relative_key_query").
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,3 +49,88 @@ def rotate(x_BTNH: jax.Array, sin_BTR: jax.Array, cos_BTR: jax.Array) -> jax.Arr
     swapped = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(turned.shape)
     turned = turned * cos + swapped * sin
     return turned if rest.shape[-1] == 0 else jnp.concatenate([turned, rest], axis=-1)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """The slope of every head's linear bias, float32 [N].
+
+    A geometric sequence that starts at its own ratio 2^(-8/N); where N is no power of two, that of the power below,
+    followed by every other slope of the power above.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+
+    def sequence(count: int, exponents: np.ndarray) -> np.ndarray:
+        return np.power(np.float32(2.0 ** -(2.0 ** -(math.log2(count) - 3))), exponents.astype(np.float32))
+
+    more = sequence(2 * power, np.arange(1, 1 + 2 * (num_heads - power), 2))
+    return np.concatenate([sequence(power, np.arange(1, 1 + power)), more])
+
+
+def alibi_bias(mask_BS: jax.Array, num_heads: int) -> jax.Array:
+    """ALiBi as an additive bias that depends on the key alone.
+
+    slope * key position differs from slope * (key position - query position) by a constant of each row of the
+    softmax, and so gives the same probabilities. Positions count the real tokens of a row.
+
+    Args:
+        mask_BS: non-zero where a key is real.
+        num_heads: N.
+
+    Returns:
+        float32 [B, N, 1, S].
+    """
+    mask = mask_BS.astype(bool).astype(jnp.float32)
+    position_BS = (jnp.cumsum(mask, axis=-1) - 1.0) * mask
+    return position_BS[:, None, None, :] * alibi_slopes(num_heads)[:, None, None]
+
+
+def relative_scores(
+    kind: str, table_RH: jax.Array, q_BNTH: jax.Array, k_BNSH: jax.Array, first: jax.Array
+) -> jax.Array:
+    """What learned vectors of the distance from query to key add to the scores.
+
+    relative_key: q · r. relative_key_query: q · r + k · r, with r = table[query slot - key slot + M - 1]. Every
+    query and key meets the T + S - 1 vectors that can matter in one product, and each row of that is then shifted to
+    where its distances stand; no array [T, S, H] is formed.
+
+    Args:
+        kind: "relative_key" or "relative_key_query".
+        table_RH: R = 2 M - 1 vectors for the distances -(M - 1) ... M - 1.
+        q_BNTH: queries, already scaled; the keys' part is scaled here.
+        k_BNSH: keys, the first in slot 0.
+        first: int32 [], the slot of the first query.
+
+    Returns:
+        float32 [B, N, T, S].
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in ("relative_key", "relative_key_query"):
+        raise ValueError(f"unknown relative positions {kind!r}: choose relative_key or relative_key_query")
+    num_rows, head_dim = table_RH.shape
+    num_queries, num_keys = q_BNTH.shape[2], k_BNSH.shape[2]
+    distance = first + jnp.arange(
+        1 - num_keys, num_queries, dtype=jnp.int32
+    )  # of query T - 1 from key S - 1 on
+    window_WH = jnp.take(table_RH, jnp.clip(distance + num_rows // 2, 0, num_rows - 1), axis=0)
+
+    def against_window(x_BNXH: jax.Array, window_WH: jax.Array) -> jax.Array:
+        return jnp.einsum("bnxh,wh->bnxw", x_BNXH, window_WH, preferred_element_type=jnp.float32)
+
+    scores_BNTS = _shift_rows(against_window(q_BNTH, window_WH[::-1]), num_keys)
+    if kind == "relative_key_query":
+        of_keys = against_window(k_BNSH, window_WH) * jnp.float32(head_dim**-0.5)
+        scores_BNTS = scores_BNTS + _shift_rows(of_keys, num_queries).swapaxes(2, 3)
+    return scores_BNTS
+
+
+def _shift_rows(x_BNXW: jax.Array, length: int) -> jax.Array:
+    """Row i's elements X - 1 - i, ..., X - 1 - i + length - 1, where W = X + length - 1.
+
+    With one column more than W the rows, laid end to end and cut into rows of W, slip by one each.
+    """
+    *leading, num_rows, width = x_BNXW.shape
+    flat = jnp.pad(x_BNXW, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(*leading, num_rows * (width + 1))
+    flat = flat[..., num_rows - 1 : num_rows - 1 + num_rows * width]
+    return flat.reshape(*leading, num_rows, width)[..., :length]

@@ -10,8 +10,11 @@ whatever the depth; but it copies each layer's slice on every step, which halves
 unstacks the parameters once, at load (`unstack_layers`), and the same code then walks over a tuple.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from modelzoo.layers.cache import Cache
 from modelzoo.layers.linear import PRODUCT
 
 POLICIES = jax.checkpoint_policies
@@ -44,15 +48,67 @@ class LayerOutput:
     Attributes:
         cache: the written LayerCache.
         attentions: [B, N, T, S]; of a whole stack, a tuple of those.
+        cross_cache: LayerCache of the encoder's keys and values.
+        cross_attentions: as attentions, for cross-attention.
     """
 
     cache: Any = None
     attentions: Any = None
+    cross_cache: Any = None
+    cross_attentions: Any = None
 
 
 def is_unstacked(layers: Any) -> bool:
     """Whether `layers` holds one tree per layer rather than one tree of stacked arrays."""
     return isinstance(layers, (tuple, list))
+
+
+@dataclasses.dataclass(frozen=True)
+class StackRun:
+    """The arguments of one `run`, for whoever runs the layers in its place (`run_by`).
+
+    Attributes:
+        block: the unbound block.
+        layers: its stacked parameters.
+        x: [B, T, D].
+        shared, per_layer, dropout_rng: as in `run`.
+        options: all other arguments.
+    """
+
+    block: nn.Module
+    layers: Any
+    x: jax.Array
+    shared: Mapping[str, Any]
+    per_layer: Mapping[str, Any]
+    dropout_rng: jax.Array | None
+    options: Mapping[str, Any]
+
+
+_RUNNER: contextvars.ContextVar[Callable[[StackRun], jax.Array] | None] = contextvars.ContextVar(
+    "runner", default=None
+)
+
+
+@contextlib.contextmanager
+def run_by(runner: Callable[[StackRun], jax.Array]) -> Iterator[None]:
+    """Has `runner` called in place of every `run` inside.
+
+    This is how a pipeline cuts a model at its stacks, whatever the family: what comes before a stack is traced until
+    the runner is called, what comes after it from the runner's result on.
+
+    Args:
+        runner: gets the call and returns the activations [B, T, D] after the last layer.
+    """
+    token = _RUNNER.set(runner)
+    try:
+        yield
+    finally:
+        _RUNNER.reset(token)
+
+
+def num_layers_of(layers: Any) -> int:
+    """L of stacked parameters or of a tuple."""
+    return len(layers) if is_unstacked(layers) else jax.tree.leaves(layers)[0].shape[0]
 
 
 def parameters(module: nn.Module, name: str, block: nn.Module, num_layers: int, features: int) -> Any:
@@ -73,7 +129,7 @@ def parameters(module: nn.Module, name: str, block: nn.Module, num_layers: int, 
     """
     if module.has_variable("params", name):
         layers = nn.meta.unbox(module.get_variable("params", name))
-        found = len(layers) if is_unstacked(layers) else jax.tree.leaves(layers)[0].shape[0]
+        found = num_layers_of(layers)
         if found != num_layers:
             path = "/".join((*module.path, name))
             raise ValueError(f"parameter {path} holds {found} layers, but the config makes it {num_layers}")
@@ -103,6 +159,8 @@ def run(
     dropout_rng: jax.Array | None = None,
     remat: str = "none",
     scan: bool = True,
+    layer_drop: float = 0.0,
+    first_layer: int | jax.Array = 0,
     output_hidden_states: bool = False,
     **static: Any,
 ) -> tuple[jax.Array, tuple[jax.Array, ...] | None, LayerOutput]:
@@ -117,6 +175,8 @@ def run(
         dropout_rng: folded with the layer's number, so that masks do not depend on the schedule.
         remat: "none", or a key of REMAT_POLICIES: what the backward pass recomputes.
         scan: run stacked parameters as one `lax.scan`; False unrolls them.
+        layer_drop: probability of skipping a layer while there is a dropout_rng (Fan et al., 2019, arXiv:1909.11556).
+        first_layer: the number of the first of these layers in the whole stack; dropout is folded by the number.
         output_hidden_states: also return the input of every layer.
         static: further keyword arguments, Python values, the same for all layers.
 
@@ -128,15 +188,26 @@ def run(
     """
     if remat != "none" and remat not in REMAT_POLICIES:
         raise ValueError(f"unknown remat policy {remat!r}: choose from {['none', *REMAT_POLICIES]}")
+    if (runner := _RUNNER.get()) is not None:
+        options = dict(static, remat=remat, scan=scan, layer_drop=layer_drop)
+        return (
+            runner(StackRun(block, layers, x, shared, per_layer, dropout_rng, options)),
+            None,
+            LayerOutput(),
+        )
     unstacked = is_unstacked(layers)
-    num_layers = len(layers) if unstacked else jax.tree.leaves(layers)[0].shape[0]
+    num_layers = num_layers_of(layers)
+    first = jnp.asarray(first_layer, jnp.uint32)
     scan = scan and not unstacked and not any(is_unstacked(value) for value in per_layer.values())
 
     def step(x: jax.Array, layer: tuple[Any, dict[str, Any], jax.Array]) -> Any:
         params, inputs, number = layer
-        rngs = None if dropout_rng is None else {"dropout": jax.random.fold_in(dropout_rng, number)}
-        result: Any = block.apply({"params": params}, x, **shared, **inputs, **static, rngs=rngs)
-        return result
+        rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, first + number)
+        rngs = None if rng is None else {"dropout": rng}
+        y, output = cast(Any, block.apply({"params": params}, x, **shared, **inputs, **static, rngs=rngs))
+        if rng is not None and layer_drop > 0.0:
+            y = jnp.where(jax.random.bernoulli(jax.random.fold_in(rng, 0), layer_drop), x, y)
+        return y, output
 
     policy = REMAT_POLICIES.get(remat, _save_all_but_layouts)
     if remat != "none" or nn.get_logical_axis_rules():
@@ -152,8 +223,10 @@ def run(
         numbers = jnp.arange(num_layers, dtype=jnp.uint32)
         x, (inputs, output) = lax.scan(body, x, (layers, dict(per_layer), numbers))
         hidden_states = None if inputs is None else tuple(inputs)
-        attentions = None if output.attentions is None else tuple(output.attentions)
-        return x, hidden_states, LayerOutput(output.cache, attentions)
+        attentions, cross = (
+            None if probs is None else tuple(probs) for probs in (output.attentions, output.cross_attentions)
+        )
+        return x, hidden_states, LayerOutput(output.cache, attentions, output.cross_cache, cross)
 
     inputs, outputs = [], []
     for i in range(num_layers):
@@ -165,11 +238,20 @@ def run(
         )
         x, output = step(x, layer)
         outputs.append(output)
-    caches = tuple(output.cache for output in outputs)
-    if caches[0] is not None and not is_unstacked(per_layer.get("cache")):
-        caches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-    attentions = None if outputs[0].attentions is None else tuple(output.attentions for output in outputs)
-    result = LayerOutput(cache=None if outputs[0].cache is None else caches, attentions=attentions)
+
+    def gather(name: str, stacked: bool) -> Any:
+        found = tuple(getattr(output, name) for output in outputs)
+        if found[0] is None:
+            return None
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found) if stacked else found
+
+    stacked = not is_unstacked(per_layer.get("cache"))
+    result = LayerOutput(
+        gather("cache", stacked),
+        gather("attentions", False),
+        gather("cross_cache", stacked),
+        gather("cross_attentions", False),
+    )
     return x, tuple(inputs) if output_hidden_states else None, result
 
 
@@ -201,9 +283,10 @@ def stack_layers(tree: Any) -> Any:
 
 
 def _map_layers(change: Any, tree: Any) -> Any:
-    """Applies `change` to whatever stands under the name `layers`, at any depth."""
-    if hasattr(tree, "layers") and hasattr(tree, "replace"):
-        return tree.replace(layers=change(tree.layers))
+    """Applies `change` to whatever stands under the name `layers`, at any depth; of a Cache also to `cross`."""
+    if isinstance(tree, Cache):
+        cross = None if tree.cross is None else change(tree.cross)
+        return dataclasses.replace(tree, layers=change(tree.layers), cross=cross)
     if not isinstance(tree, Mapping):
         return tree
     return {

@@ -1,82 +1,116 @@
-"""Writes tests/fixtures/gptj.npz: weights, inputs and transformers' answers, so that tests need no torch.
+"""Writes tests/fixtures: transformers' answers, losses, gradients and parameter counts, so that tests need no torch.
 
-python -m tests.parity.make_fixtures
+    python -m tests.parity.make_fixtures [MODEL_TYPE ...]
+
+Weights are not stored: they follow from their names (`tests.zoo.drawn`), and the files hold names and shapes. Of each
+gradient there is its norm and its product with a drawn direction.
 """
 
-import dataclasses
 import json
-from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
-import modelzoo
-from tests.parity.gptj_torch import CLASSES, ask, make_pair, to_torch
-from tests.zoo import tiny_gptj
+from modelzoo import registry
+from tests.parity import cases
+from tests.parity.labels import batches
+from tests.parity.pairs import (
+    Pair,
+    ask,
+    forward,
+    norm_scales,
+    our_fields,
+    pair,
+    stored_tensors,
+    their_fields,
+    their_loss,
+)
+from tests.zoo import COUNTS, FIXTURES, drawn
 
-FILE = Path(__file__).parents[1] / "fixtures" / "gptj.npz"
-OUTPUTS = ("last_hidden_state", "logits", "start_logits", "end_logits", "hidden_states", "attentions")
-CONFIGS = {
-    "three heads": tiny_gptj(num_labels=3),
-    "one head": tiny_gptj(
-        n_embd=10, n_head=1, rotary_dim=None, n_layer=1, n_inner=None, activation_function="relu"
-    ),
-}
+LABELS = 5
 
 
-def make_inputs(config: modelzoo.GPTJConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Inputs by the name of their case: [2, 6] tokens; the rich case is padded left and right."""
-    random = np.random.default_rng(11)
-    ids = random.integers(1, config.vocab_size, (2, 6)).astype(np.int32)
-    padded, mask = ids.copy(), np.ones((2, 6), np.int32)
-    padded[0, :2] = padded[1, 5:] = mask[0, :2] = mask[1, 5:] = 0
+def answers(name: str, with_gradients: bool) -> dict[str, np.ndarray]:
+    """Everything that is kept of a class, under CLASS/CONFIG/INPUTS/..."""
+    arrays: dict[str, np.ndarray] = {}
+    is_trunk = registry.get_model_class(name).task == "base"
+    for title, options in cases.cells("fixtures", name):
+        both, place = pair(name, title, num_labels=LABELS), f"{name}/{title}/{options}"
+        shapes = {key: list(tensor.shape) for key, tensor in stored_tensors(both.theirs).items()}
+        about = {"config": both.theirs.config.to_diff_dict() | {"architectures": [name]}}
+        about |= {"tensors": shapes, "scales": sorted(norm_scales(both.theirs))}
+        arrays[f"{name}/{title}/about"] = np.array(json.dumps(about))
+        inputs = both.inputs(options)
+        out = ask(both.theirs, inputs, output_attentions=is_trunk, output_hidden_states=is_trunk)
+        arrays |= _flat(f"{place}/inputs", inputs) | _flat(f"{place}/outputs", their_fields(out))
+        if not is_trunk:
+            arrays |= loss(both, inputs, place, with_gradients)
+            with_gradients = False
+    return arrays
+
+
+def loss(both: Pair, inputs: dict[str, Any], place: str, with_gradients: bool) -> dict[str, np.ndarray]:
+    """Labels and their loss, and perhaps what shows its gradients."""
+    given = batches(both.ours.task, our_fields(forward(both.ours, both.params, inputs)))[0]
+    both.theirs.zero_grad()
+    value = their_loss(both.theirs, inputs, given)
+    arrays = _flat(f"{place}/labels", given.labels) | {f"{place}/loss": value.detach().numpy()}
+    if with_gradients:
+        value.backward()
+        for key, tensor in both.theirs.named_parameters():
+            gradient = np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.double().numpy()
+            slope = np.vdot(drawn(f"{key} direction", gradient.shape).astype(np.float64), gradient)
+            arrays[f"{place}/gradients/{key}"] = np.array([np.linalg.norm(gradient), slope])
+    return arrays
+
+
+def _flat(place: str, values: dict[str, Any]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            arrays |= {f"{place}/{key}/{i}": array for i, array in enumerate(value)}
+        else:
+            arrays[f"{place}/{key}"] = value
+    return arrays
+
+
+def counts(family: registry.Family) -> dict[str, dict[str, int]]:
+    """transformers' parameter counts of every preset and class; nothing is allocated."""
     return {
-        "plain": {"input_ids": ids},
-        "rich": {
-            "input_ids": padded,
-            "attention_mask": mask,
-            "token_type_ids": random.integers(0, config.vocab_size, (2, 6)).astype(np.int32),
-            "position_ids": random.integers(0, config.n_positions, (2, 6)).astype(np.int32),
-            "head_mask": random.uniform(0.0, 1.5, (config.n_layer, config.n_head)).astype(np.float32),
-        },
+        preset: {
+            cls.__name__: sum(t.numel() for t in stored_tensors(unallocated(cls.__name__, config)).values())
+            for cls in family.classes
+        }
+        for preset, config in family.presets.items()
     }
 
 
-def main() -> None:
-    """Writes the file."""
-    arrays: dict[str, Any] = {}
-    for title, config in CONFIGS.items():
-        arrays[f"{title}/config"] = np.array(json.dumps(dataclasses.asdict(config)))
-        for case, inputs in make_inputs(config).items():
-            arrays |= {f"{title}/{case}/inputs/{name}": value for name, value in inputs.items()}
-        for name in CLASSES:
-            # The same seed, so the same trunk: torch draws its weights first.
-            # transformers' answer head has num_labels outputs, and works with two alone.
-            labels = 2 if name == "GPTJForQuestionAnswering" else config.num_labels
-            theirs, *_ = make_pair(name, dataclasses.replace(config, num_labels=labels))
-            for key, tensor in theirs.state_dict().items():
-                stored = f"{title}/state/{key if name != 'GPTJModel' else f'transformer.{key}'}"
-                assert stored not in arrays or (arrays[stored] == tensor.numpy()).all(), stored
-                arrays[stored] = tensor.numpy().copy()
-            for case, inputs in make_inputs(config).items():
-                is_trunk = name == "GPTJModel"
-                answer = ask(theirs, inputs, output_attentions=is_trunk, output_hidden_states=is_trunk)
-                for output in OUTPUTS:
-                    value = getattr(answer, output, None)
-                    if value is not None:
-                        value = torch.stack(value) if isinstance(value, tuple) else value
-                        arrays[f"{title}/{case}/{name}/{output}"] = value.numpy()
-            if name == "GPTJForCausalLM":
-                ids = to_torch(make_inputs(config)["plain"]["input_ids"])
-                loss = theirs(ids, labels=ids).loss
-                loss.backward()
-                arrays[f"{title}/loss"] = loss.detach().numpy()
-                for key, tensor in theirs.named_parameters():
-                    arrays[f"{title}/gradient/{key}"] = tensor.grad.numpy()
-    FILE.parent.mkdir(exist_ok=True)
-    np.savez_compressed(FILE, **arrays)
+def unallocated(name: str, config: Any) -> Any:
+    """transformers' model of one of our configs, on torch's meta device."""
+    theirs = getattr(transformers, name)
+    with torch.device("meta"):
+        return theirs(theirs.config_class.from_dict(config.to_hf()))
+
+
+def main(model_types: list[str]) -> None:
+    """Writes the families' files."""
+    FIXTURES.mkdir(exist_ok=True)
+    numbers = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
+    for model_type in model_types or registry.FAMILIES:
+        family = registry.get_family(model_type)
+        names = [cls.__name__ for cls in family.classes]
+        shown = next(cls.__name__ for cls in family.classes if cls.task != "base")
+        arrays: dict[str, Any] = {}
+        for name in names:
+            arrays |= answers(name, with_gradients=name == shown)
+        np.savez_compressed(FIXTURES / f"{model_type}.npz", **arrays)
+        numbers |= counts(family)
+        print(model_type, len(arrays), "arrays", (FIXTURES / f"{model_type}.npz").stat().st_size, "bytes")
+    COUNTS.write_text(json.dumps(numbers, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
