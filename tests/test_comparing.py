@@ -44,7 +44,6 @@ def rules_of(**axes):
 @pytest.mark.parametrize(
     ("family", "axes"),
     [
-        ("gptj", dict(data=2, fsdp=2, tensor=2)),
         ("gptj", dict(stage=2, tensor=2)),
         ("megatron_bert", dict(fsdp=2, tensor=2)),
     ],

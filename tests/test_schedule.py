@@ -38,11 +38,10 @@ def test_every_microbatch_walks_through_the_chain_and_back(arguments):
         assert back[-1] >= there[-1]
 
 
-@pytest.mark.parametrize("arguments", SCHEDULES, ids=IDS)
+@pytest.mark.parametrize("arguments", [each for each in SCHEDULES if each[2] >= each[1]], ids=str)
 def test_the_bubble_is_the_papers(arguments):
+    """Of pipelines that fill: with fewer microbatches than stages it is larger."""
     schedule = make_schedule(*arguments)
-    if schedule.name != "gpipe" and schedule.num_microbatches < schedule.num_stages:
-        pytest.skip("a pipeline that never fills has a larger one")
     stages, chunks = schedule.num_stages, schedule.num_chunks
     expected = (stages - 1) / (chunks * schedule.num_microbatches + stages - 1)
     assert schedule.bubble() == pytest.approx(expected)

@@ -72,7 +72,6 @@ def test_the_loss_and_gradient_are_those_of_train_loss(whole):
 @pytest.mark.parametrize(
     ("axes", "options"),
     [
-        (dict(stage=2), dict(microbatches=4)),
         (dict(stage=2, data=2, tensor=2), dict(microbatches=4)),
         (dict(stage=2, fsdp=2), dict(schedule="gpipe", microbatches=2, accumulate=2)),
     ],
@@ -85,12 +84,11 @@ def test_a_pipeline_is_the_whole_batch(whole, axes, options):
     assert_close_relative(gradient, whole[2], 1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
-def test_dropout_is_the_same_whatever_the_schedule(schedule):
+def test_dropout_is_the_same_with_and_without_stages():
     """The key is folded by layer and microbatch, as accumulation folds it by slice."""
     model = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES | dict(n_layer=4), resid_pdrop=0.2, attn_pdrop=0.3))
     _, expected, plain = run(model, accumulate=4)
-    _, metrics, gradient = run(model, mesh=mesh_of(stage=2, data=2), microbatches=4, schedule=schedule)
+    _, metrics, gradient = run(model, mesh=mesh_of(stage=2, data=2), microbatches=4, schedule="interleaved")
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert_close_relative(gradient, plain, 1e-5)
 
@@ -293,3 +291,19 @@ def test_batches_that_do_not_fit(batch, message):
     step = train.make_train_step(MODEL, SGD, mesh=mesh, accumulate=2)
     with pytest.raises(ValueError, match=message):
         step(train.abstract_state(MODEL, SGD, mesh=mesh), batch)
+
+
+def test_only_the_prompts_of_a_lightweight_model_train():
+    """The rest keeps its bits and has no moments in the optimizer's state."""
+    config = modelzoo.get_config("tiny-mvp", vocab_size=37, use_prompt=True)
+    model = modelzoo.MvpForConditionalGeneration(config).set_lightweight_tuning()
+    state = train.init_state(model, optim.adamw(learning_rate=0.1), rng=jax.random.key(7))
+    before = jax.tree.map(np.asarray, state.params)
+    after, _ = train.make_train_step(model, optim.adamw(learning_rate=0.1))(state, BATCH)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), after.params, before)
+    trains = modelzoo.trainable(model)
+    assert any(jax.tree.leaves(moved))
+    assert all(jax.tree.leaves(jax.tree.map(lambda m, t: t or not m, moved, trains)))
+    prompts = sum(jax.tree.leaves(jax.tree.map(lambda a, t: a.size if t else 0, before, trains)))
+    kept = sum(leaf.size for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim)
+    assert kept == 2 * prompts

@@ -53,10 +53,6 @@ class BloomConfig(ModelConfig):
         self._check_probabilities("hidden_dropout", "attention_dropout", "classifier_dropout")
 
     @property
-    def num_layers(self) -> int:
-        return self.n_layer
-
-    @property
     def max_positions(self) -> None:
         return None  # ALiBi has no table and no longest sequence
 
@@ -68,6 +64,10 @@ class BloomConfig(ModelConfig):
     def cache_heads(self) -> tuple[int, int]:
         """(K, H) of the key/value cache."""
         return self.n_head, self.hidden_size // self.n_head
+
+    @property
+    def num_layers(self) -> int:
+        return self.n_layer
 
 
 def _published(hidden_size: int, n_layer: int, n_head: int) -> BloomConfig:
