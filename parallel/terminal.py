@@ -5,22 +5,18 @@ import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import modelzoo
+from modelzoo import errors
 from parallel.mesh import make_mesh, parse_mesh
 from parallel.rules import Rules, make_rules
 
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
 _PREFERRED_TASKS = ("pretraining", "masked_lm", "seq2seq_lm", "causal_lm", "unshifted_lm")
-_OURS = tuple(
-    str(Path(__file__).parents[1] / package) for package in ("modelzoo", "parallel", "train", "inference")
-)
 
 
 def simulate_devices(count: int) -> None:
@@ -92,22 +88,10 @@ def model_of(preset: str, model_class: str | None = None, fields: Sequence[str] 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns an error that is the user's to mend into one line and exit code 2.
-
-    These are OSError, and ValueError raised by our own code. Anything else is a defect and keeps its traceback, as
-    does everything if FLAXTRON_TRACEBACK is set.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except (OSError, ValueError) as error:
-        raised_by_us = traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_OURS)
-        if os.environ.get("FLAXTRON_TRACEBACK") or not (isinstance(error, OSError) or raised_by_us):
-            raise
-        sys.stderr.write(f"error: {str(error).splitlines()[0]}\n")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from None
+    """As `modelzoo.errors.user_errors`; a reader that has enough, such as head, is no error."""
+    with errors.user_errors():
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None

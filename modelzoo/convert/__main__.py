@@ -2,16 +2,16 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from modelzoo.errors import user_errors
 
 EXAMPLES = """\
 Converts another framework's checkpoint into a Hugging Face folder (config.json,
@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     flags = tyro.cli(Flags, args=args, prog="python -m modelzoo.convert", description=EXAMPLES)
     # As Ctrl-C: what is half-written goes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with user_errors():
+    with user_errors("\ninterrupted; nothing was written"):
         run(flags)
 
 
@@ -113,27 +113,6 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("converting", total=total)
         yield lambda nbytes: bar.advance(task, nbytes)
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns an error that is the user's to mend into one line and exit code 2.
-
-    These are OSError, and ValueError raised by our own code. Anything else is a defect and keeps its
-    traceback, as does everything if FLAXTRON_TRACEBACK is set.
-    """
-    ours = str(Path(__file__).parents[1])
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; nothing was written\n")
-        raise SystemExit(130) from None
-    except (OSError, ValueError) as error:
-        raised_by_us = traceback.extract_tb(error.__traceback__)[-1].filename.startswith(ours)
-        if os.environ.get("FLAXTRON_TRACEBACK") or not (isinstance(error, OSError) or raised_by_us):
-            raise
-        sys.stderr.write(f"error: {str(error).splitlines()[0]}\n")
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
