@@ -5,7 +5,8 @@
 Makes a random float32 GPT-J checkpoint in a temporary folder, and loads it in a fresh process per layout
 onto 8 simulated CPU devices. Where transformers is installed it loads the same folder too, and reads every
 parameter once, since it maps safetensors and would otherwise not have them. The parameters themselves are in
-the figures, so 1.0 is the least that is possible. Linux only (/proc).
+the figures, so 1.0 is the least that is possible; "+layers" reads every layer as a tree of its own, as decoding
+wants it, and "+int8" turns kernels into int8 on the way, which leaves a third to be held. Linux only (/proc).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = ["single", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2", "stage=2,fsdp=4", "transformers"]
+LAYOUTS[5:5] = ["single+layers", "single+int8", "fsdp=2,tensor=4+int8"]
 WIDTH, VOCAB = 2048, 50400
 
 MAKE = """
@@ -45,11 +47,13 @@ if layout == "transformers":
         return model, [parameter.sum().item() for parameter in model.parameters()]
 else:
     import jax, modelzoo, parallel
+    layout, _, form = layout.partition("+")
+    options = dict(unstack=bool(form), quantize="int8" if form == "int8" else None)
     axes = {} if layout == "single" else dict(axis.split("=") for axis in layout.split(","))
     mesh = parallel.make_mesh(**{axis: int(size) for axis, size in axes.items()}) if axes else None
     jax.block_until_ready(jax.device_put(0.0))
     def load():
-        return jax.block_until_ready(modelzoo.from_hf(folder, mesh=mesh)[1])
+        return jax.block_until_ready(modelzoo.from_hf(folder, mesh=mesh, **options)[1])
 with open("/proc/self/clear_refs", "w") as control:
     control.write("5")
 before = status("VmRSS")

@@ -5,25 +5,41 @@
     text = tokenizer.decode(out.sequences[0, : out.lengths[0]])
 
 `inference.stream` yields the same tokens while they are made; `inference.prepare` lays parameters out once.
+`inference.Engine` lets requests join and leave a running batch; `python -m inference.serve` puts it behind HTTP.
+`inference.open_task` does what other heads are for: filling masks, classifying, answering, tagging, choosing.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inference.decode import generate, prepare, stream
+    from inference.decode import generate, stream
+    from inference.engine import Engine
     from inference.generation_config import GenerationConfig
+    from inference.preparing import prepare
     from inference.prompts import GenerateOutput
+    from inference.requests import SamplingParams
+    from inference.text_tasks import open_task
 
 # Loaded on first use: `python -m inference --help` must not wait for JAX.
 _OWNERS = {
     "generate": "inference.decode",
-    "prepare": "inference.decode",
+    "prepare": "inference.preparing",
     "stream": "inference.decode",
     "GenerationConfig": "inference.generation_config",
     "GenerateOutput": "inference.prompts",
+    "open_task": "inference.text_tasks",
 }
-__all__ = ["GenerateOutput", "GenerationConfig", "generate", "prepare", "stream"]
+__all__ = [
+    "Engine",
+    "GenerateOutput",
+    "GenerationConfig",
+    "SamplingParams",
+    "generate",
+    "open_task",
+    "prepare",
+    "stream",
+]
 
 
 def __getattr__(name: str) -> Any:

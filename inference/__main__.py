@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from inference.generation_config import GenerationConfig
+from inference.task_cli import find_task, run_task
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +33,10 @@ examples:
   python -m inference --checkpoint runs/quickstart --prompt "def main("
   python -m inference --checkpoint runs/mine/checkpoints/400 --prompt-file story.txt
   python -m inference --checkpoint EleutherAI/gpt-j-6b --prompt "Once" --top-p 0.9
+  python -m inference --checkpoint bigscience/bloom --mesh tensor=8 --weights int8 --dry-run
+
+Other heads have commands of their own, each with its --help:
+  python -m inference fill-mask | classify | answer | tag | choose | summarize
 
 The most probable token is taken (greedy), unless one of --temperature, --top-k,
 --top-p or --min-p asks for sampling; --temperature 0 is greedy too."""
@@ -67,6 +72,13 @@ class Flags:
     """Devices to spread the model over, such as "tensor=2" or "fsdp=2,tensor=-1" (-1: the rest)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """To compute and to keep weights in; auto is float32 on a CPU (by far the fastest), else bfloat16."""
+    weights: Literal["full", "int8"] = "full"
+    """int8 keeps kernels in 8 bits, with a scale per output channel: half the memory of bfloat16."""
+    dry_run: bool = False
+    """Print what a load would read and hold, by host and by device, and stop: needs a config.json and as much as
+    there is of an index or of the headers of safetensors files, and no devices."""
+    hosts: int | None = None
+    """With --dry-run: plan for --mesh on so many machines, whether they are here or not."""
     stream: bool = True
     """Write text while it is generated. Several prompts are written one after another at the end."""
 
@@ -84,6 +96,14 @@ class Flags:
             repetition_penalty=self.repetition_penalty,
             **given,
         )
+
+    def jax_dtype(self) -> str:
+        """The dtype to compute in; starts JAX where that decides it."""
+        return default_dtype() if self.dtype == "auto" else self.dtype
+
+    def quantize(self) -> str | None:
+        """The kind of integers to keep weights in."""
+        return None if self.weights == "full" else self.weights
 
     def prompts(self) -> list[str]:
         """The texts to continue.
@@ -105,15 +125,25 @@ class Flags:
         return texts
 
 
+def default_dtype() -> str:
+    """What the machine computes fastest in."""
+    import jax
+
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags and generates.
 
     Args:
         args: of the command line; None takes the program's own.
     """
-    flags = tyro.cli(Flags, args=args, prog="python -m inference", description=EXAMPLES)
+    args = sys.argv[1:] if args is None else list(args)
     with user_errors():
-        run(flags)
+        if (found := find_task(args)) is not None:
+            return run_task(*found)
+        args = args[1:] if args[:1] == ["generate"] else args
+        run(tyro.cli(Flags, args=args, prog="python -m inference", description=EXAMPLES))
 
 
 def run(flags: Flags) -> None:
@@ -122,6 +152,8 @@ def run(flags: Flags) -> None:
     Raises:
         OSError, ValueError: flags, prompts or checkpoint are at fault.
     """
+    if flags.dry_run:
+        return print_plan(flags)
     config, texts = flags.generation_config(), flags.prompts()
     started = time.perf_counter()
 
@@ -129,15 +161,14 @@ def run(flags: Flags) -> None:
     import numpy as np
 
     import parallel
-    from inference.decode import prepare, stream
+    from inference.decode import stream
     from inference.loading import open_checkpoint
     from inference.prompts import prepare_prompts
     from inference.text import encode, read_tokenizer
 
     sizes: Any = parallel.parse_mesh(flags.mesh)
-    rules = parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    checkpoint = open_checkpoint(flags.checkpoint, auto if flags.dtype == "auto" else flags.dtype)
+    rules = parallel.make_rules(parallel.make_mesh(**sizes)).for_decoding() if sizes else None
+    checkpoint = open_checkpoint(flags.checkpoint, flags.jax_dtype())
     model, tokenizer = checkpoint.model, read_tokenizer(checkpoint.folder)
 
     rows = [encode(tokenizer, text) for text in texts]
@@ -151,7 +182,7 @@ def run(flags: Flags) -> None:
         eos_token_id=checkpoint.eos_token_id,
     )
     prepare_prompts(ids, mask, config, model.config.vocab_size, window)  # before anything large is read
-    params = prepare(model, checkpoint.read_params(rules), rules)
+    params = checkpoint.read_prepared(rules, flags.quantize())
     jax.block_until_ready(params)
     read = time.perf_counter() - started
     decoder = functools.partial(stream, model, params, ids, mask, config, rules=rules)
@@ -160,6 +191,16 @@ def run(flags: Flags) -> None:
     sys.stdout.write(
         f"\n{speed}; reading the checkpoint took {read:.1f} s\ncheckpoint: {checkpoint.folder}\n"
     )
+
+
+def print_plan(flags: Flags) -> None:
+    """Prints what loading the checkpoint would take."""
+    import parallel
+    from inference.dry_run import plan_load
+
+    sizes = parallel.parse_mesh(flags.mesh)
+    plan = plan_load(flags.checkpoint, sizes, flags.jax_dtype(), flags.quantize(), flags.hosts)
+    sys.stdout.write(f"{plan}\n")
 
 
 def write(

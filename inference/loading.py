@@ -4,14 +4,19 @@ model."""
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import modelzoo
 import parallel
+from inference.preparing import prepare
 from parallel.checkpoint import as_path
 
 CONFIG = "config.json"
-TEXT_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "generation_config.json")
+TEXT_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,62 +41,104 @@ class Checkpoint:
         Raises:
             OSError, ValueError: a file is missing or damaged, or does not fit the config.
         """
+        return self._read(rules)
+
+    def read_prepared(self, rules: parallel.Rules | None = None, quantize: str | None = None) -> Any:
+        """Reads the parameters as `prepare` lays them out, with no second copy where the files have one tree per layer.
+
+        Args:
+            rules: where they are to lie; None is the first device.
+            quantize: "int8" turns the large ones into int8, each as soon as it is read.
+
+        Raises:
+            OSError, ValueError: as `read_params`, or an unknown `quantize`.
+        """
+        if self.is_run:
+            return prepare(self.model, self._read(rules), rules, quantize)
+        return prepare(self.model, self._read(rules, unstack=True, quantize=quantize), rules)
+
+    def _read(self, rules: parallel.Rules | None, **form: Any) -> Any:
         dtype = self.model.param_dtype
         if self.is_run:
             return parallel.restore_params(self.folder, self.model, rules, dtype)
-        _, params = modelzoo.from_hf(
-            self.folder, type(self.model), rules=rules, dtype=self.model.dtype, param_dtype=dtype
-        )
-        return params
+        dtypes = dict(dtype=self.model.dtype, param_dtype=dtype)
+        return modelzoo.from_hf(self.folder, type(self.model), rules=rules, **dtypes, **form)[1]
 
 
-def open_checkpoint(path: str | os.PathLike[str], dtype: Any) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], dtype: Any, tasks: Collection[str] = ("causal_lm",)
+) -> Checkpoint:
     """Finds a checkpoint and reads its config.
 
     Args:
         path: a run's folder (its newest step is taken), the folder of one step, a Hugging Face folder, or
             a hub id such as "EleutherAI/gpt-j-6b".
         dtype: to compute in and to keep the parameters in.
+        tasks: the `Model.task` of models that will do.
 
     Raises:
         OSError: there is no such checkpoint.
-        ValueError: its config is damaged, or is not of a model that generates text.
+        ValueError: its config is damaged, or is of a model of another task.
     """
-    folder = as_path(path)
-    is_run = "://" in str(path) or (folder.is_dir() and not (folder / CONFIG).is_file())
-    is_run = is_run or (folder / "params").is_dir()
-    if is_run:
-        folder = parallel.latest_checkpoint(path)
-    elif not folder.is_dir():
-        if "/" in str(path) and folder.parent.is_dir():  # a mistyped folder is not asked for on the hub
-            raise OSError(f"no checkpoint at {str(path)!r}: there is no such folder")
-        folder = _from_hub(str(path))
-    content = _read_json(folder / CONFIG)
+    folder, is_run = find_checkpoint(path)
+    content = read_json(folder / CONFIG)
     try:
-        model = _model_class(content)
+        model = _model_class(content, tasks)
         config: Any = modelzoo.get_family(content.get("model_type", "")).config_class.from_hf(content)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     eos: Any = content.get("eos_token_id")
     if (folder / "generation_config.json").is_file():
-        eos = _read_json(folder / "generation_config.json").get("eos_token_id", eos)
+        eos = read_json(folder / "generation_config.json").get("eos_token_id", eos)
     eos = eos if isinstance(eos, list) else [eos]
     # Small models often keep the id of the vocabulary that theirs was cut from, which can never be generated.
     ends = tuple(token for token in eos if token in range(config.vocab_size))
     return Checkpoint(folder, model(config, dtype, dtype), is_run, ends or None)
 
 
-def _model_class(content: dict[str, Any]) -> type[modelzoo.Model]:
+def find_checkpoint(path: str | os.PathLike[str], with_weights: bool = True) -> tuple[Any, bool]:
+    """The folder of a checkpoint, and whether it is a training run's.
+
+    Args:
+        path: as of `open_checkpoint`.
+        with_weights: False fetches of a hub repository no more than its config and the index of its weights.
+
+    Raises:
+        OSError: there is none.
+    """
+    folder = as_path(path)
+    is_run = "://" in str(path) or (folder.is_dir() and not (folder / CONFIG).is_file())
+    is_run = is_run or (folder / "params").is_dir()
+    if is_run:
+        return parallel.latest_checkpoint(path), True
+    if folder.is_dir():
+        return folder, False
+    if "/" in str(path) and folder.parent.is_dir():  # a mistyped folder is not asked for on the hub
+        raise OSError(f"no checkpoint at {str(path)!r}: there is no such folder")
+    return _from_hub(str(path), with_weights), False
+
+
+def _model_class(content: dict[str, Any], tasks: Collection[str]) -> type[modelzoo.Model]:
     named = content.get("architectures") or ["(none)"]
     if named == ["(none)"]:
-        raise ValueError("names no architecture, so there is no telling whether it has a language-model head")
+        raise ValueError("names no architecture, so there is no telling which head it has")
     model = modelzoo.get_model_class(named[0])
-    if model.task != "causal_lm":
-        raise ValueError(f"{named[0]} does not generate text: a checkpoint of a ...ForCausalLM does")
+    if model.task not in tasks:
+        family = modelzoo.get_family(content.get("model_type", "")).classes
+        fitting = [cls.__name__ for cls in family if cls.task in tasks]
+        does = "generate text" if "causal_lm" in tasks else f"do {' or '.join(tasks).replace('_', ' ')}"
+        rest = f"a checkpoint of {' or '.join(fitting)} does" if fitting else "no class of its family does"
+        raise ValueError(f"{named[0]} does not {does}: {rest}")
     return model
 
 
-def _read_json(file: Any) -> dict[str, Any]:
+def read_json(file: Any) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds something else.
+    """
     try:
         content = json.loads(file.read_text())
     except OSError as error:
@@ -103,12 +150,14 @@ def _read_json(file: Any) -> dict[str, Any]:
     return content
 
 
-def _from_hub(name: str) -> Any:
+def _from_hub(name: str, with_weights: bool) -> Any:
     """The local snapshot of a hub repository, with the files that text needs."""
     from modelzoo.hf_files import find_folder
 
-    folder = find_folder(name)  # its errors say that there is neither such a folder nor such a repository
-    import huggingface_hub
+    # Its errors say that there is neither such a folder nor such a repository.
+    folder = find_folder(name, with_weights)
+    if with_weights:
+        import huggingface_hub
 
-    huggingface_hub.snapshot_download(name, allow_patterns=list(TEXT_FILES))
+        huggingface_hub.snapshot_download(name, allow_patterns=list(TEXT_FILES))
     return folder

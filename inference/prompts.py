@@ -18,17 +18,32 @@ class GenerateOutput:
     """What `generate` returns; numpy arrays.
 
     Attributes:
-        sequences: int32 [B, T], prompt and new tokens, cut to the longest row. For left-padded (or unpadded)
-            prompts exactly what transformers returns: the prompt as it was passed, then the new tokens, then
-            pad_token_id. For right-padded ones each row's tokens without a gap, padding on the right.
-        lengths: int32 [B], one past the last generated token of each row, its end-of-sequence token included.
-        scores: float32 [steps, B, V], the processed logits that each new token was chosen from; None unless
-            `output_scores`.
+        sequences: int32 [R, T], prompt and new tokens, cut to the longest row; of an encoder-decoder its start token
+            and the new ones. R is B x num_return_sequences. For left-padded (or unpadded) prompts exactly what
+            transformers returns: the prompt as it was passed, then the new tokens, then padding. For right-padded
+            ones each row's tokens without a gap, padding on the right.
+        lengths: int32 [R], one past the last generated token of each row, its end-of-sequence token included.
+        scores: float32 [steps, rows, V], the processed logits that each new token was chosen from (of beams
+            log-probabilities); rows are R, of beams B x num_beams. None unless `output_scores`.
+        logits: the same as the model gave them. None unless `output_logits`.
+        sequences_scores: float32 [R], beams alone: a hypothesis' log-probability over its length to the power
+            length_penalty.
+        beam_indices: int32 [R, steps], beams alone: the row of `scores` that each new token was taken from, -1 after
+            the last.
+        logprobs: float32 [R, steps], the model's own log-probability of each new token, 0 after the last. None unless
+            `output_logprobs`.
+        prompt_logprobs: float32 [B, T], of each token of the prompts as passed in; NaN at padding and at a row's first
+            token. None unless `output_prompt_logprobs`.
     """
 
     sequences: np.ndarray
     lengths: np.ndarray
     scores: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    sequences_scores: np.ndarray | None = None
+    beam_indices: np.ndarray | None = None
+    logprobs: np.ndarray | None = None
+    prompt_logprobs: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +51,14 @@ class Prompts:
     """A checked batch, ready for the device.
 
     Attributes:
-        given: int32 [B, T], as passed in, repeated for num_return_sequences.
+        given: int32 [B, T], as passed in; of an encoder-decoder what its output begins with.
         given_mask: bool [B, T].
         right_padded: some row's last slot is padding.
         input_ids: int32 [B, bucket], every row ending at the last slot.
         attention_mask: bool [B, bucket].
+        source_ids, source_mask: [B, P], what was passed in, in a bucket, and which slots were: an encoder's input, or
+            the prompt again for processors that ask for it.
+        source_real: bool [B, P], which of those are no padding.
         min_new, max_new: tokens to generate.
         num_slots: of the cache, bucketed too.
     """
@@ -50,6 +68,9 @@ class Prompts:
     right_padded: bool
     input_ids: np.ndarray
     attention_mask: np.ndarray
+    source_ids: np.ndarray
+    source_mask: np.ndarray
+    source_real: np.ndarray
     min_new: int
     max_new: int
     num_slots: int
@@ -60,30 +81,62 @@ class Prompts:
         np.put_along_axis(seen, self.given, True, axis=1)
         return seen
 
-    def output(
-        self, new_tokens: np.ndarray, scores: np.ndarray | None, config: GenerationConfig
-    ) -> GenerateOutput:
+    @property
+    def first(self) -> np.ndarray:
+        """int32 [B], the slot of `input_ids` where each row begins: with its own padding if that is on the left."""
+        bucket = self.input_ids.shape[1]
+        if self.right_padded:
+            return (bucket - self.given_mask.sum(axis=1)).astype(np.int32)
+        # Columns that are padding in every row were dropped.
+        width = self.given.shape[1] - self.given_mask.any(axis=0).argmax()
+        return np.full(len(self.given), bucket - width, np.int32)
+
+    def sequences(
+        self, new_tokens: np.ndarray, num_new: np.ndarray, fill_id: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Joins prompts and new tokens.
 
         Args:
-            new_tokens: int32 [B, steps].
-            scores: float32 [steps, B, V] or None.
-            config: of the generation.
+            new_tokens: int32 [R, steps], results of a prompt in neighbouring rows.
+            num_new: int32 [R], how many of them count.
+            fill_id: stands after the others.
+
+        Returns:
+            (int32 [R, T], their lengths int32 [R]).
         """
-        num_rows, steps = new_tokens.shape
-        ends = np.isin(new_tokens, config.eos_ids)
-        num_new = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, steps)
+        copies = len(num_new) // len(self.given)
+        given, mask = (np.repeat(rows, copies, axis=0) for rows in (self.given, self.given_mask))
+        steps = int(num_new.max())
+        new_tokens = np.where(np.arange(steps) < num_new[:, None], new_tokens[:, :steps], fill_id)
         if not self.right_padded:
-            sequences = np.concatenate([self.given, new_tokens], axis=1)
-            lengths = self.given.shape[1] + num_new
+            sequences = np.concatenate([given, new_tokens], axis=1)
+            lengths = given.shape[1] + num_new
         else:
-            num_prompt = self.given_mask.sum(axis=1)
+            num_prompt = mask.sum(axis=1)
             lengths = num_prompt + num_new
-            sequences = np.full((num_rows, lengths.max()), config.fill_id, np.int32)
-            for row in range(num_rows):
-                sequences[row, : num_prompt[row]] = self.given[row, self.given_mask[row]]
+            sequences = np.full((len(num_new), lengths.max()), fill_id, np.int32)
+            for row in range(len(num_new)):
+                sequences[row, : num_prompt[row]] = given[row, mask[row]]
                 sequences[row, num_prompt[row] : lengths[row]] = new_tokens[row, : num_new[row]]
-        return GenerateOutput(sequences.astype(np.int32), lengths.astype(np.int32), scores)
+        return sequences.astype(np.int32), lengths.astype(np.int32)
+
+    def as_given(self, values: np.ndarray) -> np.ndarray:
+        """Puts what was computed for the tokens after each row's first where those stand in `given`.
+
+        Args:
+            values: float32 [B, bucket - 1].
+
+        Returns:
+            float32 [B, T], NaN at padding and at each row's first token.
+        """
+        out = np.full(self.given.shape, np.nan, np.float32)
+        for row, real in enumerate(self.given_mask):
+            places = np.flatnonzero(real)[1:]
+            from_end = places - places[-1] - 1 if len(places) else places
+            if not self.right_padded:
+                from_end = places - len(real)
+            out[row, places] = values[row, from_end]
+        return out
 
 
 def prepare_prompts(
@@ -103,21 +156,7 @@ def prepare_prompts(
         ValueError: no batch of integers, an empty prompt, an id outside the vocabulary, a mask of another
             shape or with gaps, or a prompt whose new tokens do not fit the window.
     """
-    ids = _as_ids(input_ids)
-    outside = np.argwhere((ids < 0) | (ids >= vocab_size))
-    if len(outside):
-        row, column = outside[0]
-        raise ValueError(
-            f"input_ids[{row}, {column}] = {ids[row, column]}: "
-            f"the model's vocabulary has ids 0 to {vocab_size - 1}"
-        )
-    config.check_vocabulary(vocab_size)
-    mask = _as_mask(attention_mask, ids, config)
-    empty = np.flatnonzero(~mask.any(axis=1))
-    if len(empty):
-        raise ValueError(f"prompt {empty[0]} is empty: attention_mask hides all of its tokens")
-
-    ids, mask = (np.repeat(a, config.num_return_sequences, axis=0) for a in (ids, mask))
+    ids, mask = _checked(input_ids, attention_mask, config, vocab_size)
     right_padded = not mask[:, -1].all()
     flush_ids, flush_mask = _align_right(ids, mask) if right_padded else (ids, mask)
     first = flush_mask.any(axis=0).argmax()  # columns that are padding in every row need no slots
@@ -138,7 +177,68 @@ def prepare_prompts(
     num_slots = bucket_length(bucket + max_new, max_positions)
     pad = ((0, 0), (bucket - length, 0))
     flush_ids, flush_mask = np.pad(flush_ids, pad), np.pad(flush_mask, pad)
-    return Prompts(ids, mask, right_padded, flush_ids, flush_mask, min_new, max_new, num_slots)
+    source = _bucketed(ids, mask, None)
+    return Prompts(ids, mask, right_padded, flush_ids, flush_mask, *source, min_new, max_new, num_slots)
+
+
+def prepare_sources(
+    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int, max_positions: int | None
+) -> Prompts:
+    """Checks an encoder-decoder's input, and lays it and what the output begins with out for the compiled loop.
+
+    Args, Raises: as `prepare_prompts`. A row keeps its place in the encoder: positions count from its first slot,
+    padding or not, as in transformers.
+    """
+    ids, mask = _checked(input_ids, attention_mask, config, vocab_size)
+    if max_positions is not None and ids.shape[1] > max_positions:
+        raise ValueError(
+            f"an input of {ids.shape[1]} tokens is past the encoder's {max_positions} positions: shorten it"
+        )
+    if config.output_prompt_logprobs:
+        raise ValueError(
+            "output_prompt_logprobs: an encoder-decoder has no prompt that it could have predicted"
+        )
+    min_new, max_new = config.new_tokens(1, max_positions)
+    if max_positions is not None and 1 + max_new > max_positions:
+        raise ValueError(
+            f"the start token and {max_new} new ones are past the model's {max_positions} positions: "
+            f"set max_new_tokens to {max_positions - 1} or less"
+        )
+    start = np.full((len(ids), 1), config.decoder_start_token_id, np.int64)
+    real = np.ones(start.shape, bool)
+    source = _bucketed(ids, mask, max_positions)
+    num_slots = bucket_length(1 + max_new, max_positions)
+    return Prompts(start, real, False, start, real, *source, min_new, max_new, num_slots)
+
+
+def _checked(
+    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int64 [B, T], which are real), or what is wrong with them."""
+    ids = _as_ids(input_ids)
+    outside = np.argwhere((ids < 0) | (ids >= vocab_size))
+    if len(outside):
+        row, column = outside[0]
+        raise ValueError(
+            f"input_ids[{row}, {column}] = {ids[row, column]}: "
+            f"the model's vocabulary has ids 0 to {vocab_size - 1}"
+        )
+    config.check_vocabulary(vocab_size)
+    mask = _as_mask(attention_mask, ids, config)
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if len(empty):
+        raise ValueError(f"prompt {empty[0]} is empty: attention_mask hides all of its tokens")
+    return ids, mask
+
+
+def _bucketed(
+    ids: np.ndarray, mask: np.ndarray, at_most: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, which slots were passed in, which are real) with slots on the right up to a bucket's length."""
+    length = ids.shape[1]
+    pad = ((0, 0), (0, bucket_length(length, at_most) - length))
+    given = np.ones(ids.shape, bool)
+    return np.pad(ids, pad), np.pad(given, pad), np.pad(mask, pad)
 
 
 def bucket_length(length: int, at_most: int | None = None) -> int:

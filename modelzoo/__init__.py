@@ -20,7 +20,8 @@ from modelzoo.gptj.model import (
     GPTJForSequenceClassification,
     GPTJModel,
 )
-from modelzoo.hf import from_hf, to_hf
+from modelzoo.hf import from_hf
+from modelzoo.hf_write import to_hf
 from modelzoo.layers.cache import Cache
 from modelzoo.layers.stack import stack_layers, unstack_layers
 from modelzoo.megatron_bert.config import MegatronBertConfig

@@ -11,12 +11,18 @@ Shape letters (logical sizes, never per-device ones):
 A name carries its letters where a rank changes: `q_BTNH`.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec
 
 PARAMETER_AXES = ("layers", "vocab", "embed", "heads", "kv", "head_dim", "mlp")
-ACTIVATION_AXES = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp", "act_vocab")
+ACTIVATION_AXES = ("act_batch", "act_length", "act_stream", "act_embed", "act_heads", "act_mlp", "act_vocab")
+
+
+LENGTH_AXES = ("act_length", "act_stream")
+"""Axes whose size is the user's to choose, call by call: one that does not divide is refused, not padded in silence."""
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -32,7 +38,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         `x`, constrained.
 
     Raises:
-        ValueError: a name that the rules do not know, or two names that resolve to one mesh axis.
+        ValueError: a name that the rules do not know, two names that resolve to one mesh axis, or a sequence that the
+            mesh does not divide.
     """
     rules = dict(nn.get_logical_axis_rules())
     if not rules:
@@ -40,7 +47,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     assert len(names) == x.ndim, f"{len(names)} names for an array of rank {x.ndim}"
     used: dict[str, str] = {}
     spec: list[str | tuple[str, ...] | None] = []
-    for name in names:
+    mesh = jax.sharding.get_abstract_mesh()
+    for name, dim in zip(names, x.shape, strict=True):
         if name is not None and name not in rules:
             raise ValueError(f"unknown logical axis {name!r}: the rules in force know {sorted(rules)}")
         target = rules[name] if name is not None else None
@@ -51,8 +59,25 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
                     "of one activation both lie on it; change the rule of one of them"
                 )
             used[mesh_axis] = name or ""
+        if name in LENGTH_AXES:
+            _check_length(
+                dim, {axis: mesh.shape.get(axis, 1) for axis, owner in used.items() if owner == name}
+            )
         spec.append(target)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _check_length(length: int, sizes: dict[str, int]) -> None:
+    """Refuses a sequence that does not divide over mesh axes of these sizes."""
+    shards = math.prod(sizes.values())
+    if length % shards == 0:
+        return
+    over = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+    fits = max(n for n in range(1, shards + 1) if length % n == 0)
+    raise ValueError(
+        f"a sequence of {length} tokens does not divide over the {shards} shards of mesh {over}: the nearest that does "
+        f"has {fits} of them; or pad the sequence to {-(-length // shards) * shards}"
+    )
 
 
 COMPUTE_AXES = {"vocab": "act_vocab", "heads": "act_heads", "kv": "act_heads", "mlp": "act_mlp"}

@@ -21,10 +21,10 @@ from modelzoo import heads, tasks
 from modelzoo.config import ModelConfig
 from modelzoo.layers import stack
 from modelzoo.layers.attention import Attention
+from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, LayerCache, begin
 from modelzoo.layers.embed import Embed, check_length, embed_inputs
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import causal_bias, padding_bias
 from modelzoo.layers.mlp import Mlp, get_activation
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.model import StackOptions
@@ -164,11 +164,11 @@ class BertBlock(Block):
         output_attentions: bool = False,
         deterministic: bool = True,
         head_mask: Given = None,
-        bias: Given = None,
+        bias: Bias | None = None,
         cache: LayerCache | None = None,
         cache_index: Given = None,
         source_BSD: Given = None,
-        source_bias: Given = None,
+        source_bias: Bias | None = None,
         cross_cache: LayerCache | None = None,
     ) -> tuple[jax.Array, stack.LayerOutput]:
         c, drop = self.config, dropout_layer(self.config.hidden_dropout_prob)
@@ -246,7 +246,7 @@ class BertTrunk(Trunk):
             slots_T: the places of the tokens in their rows.
             cache: with the new tokens' mask set.
         """
-        return slots_T[None]
+        return jnp.atleast_2d(slots_T)
 
     def __call__(
         self,
@@ -289,7 +289,7 @@ class BertTrunk(Trunk):
         x_BTD = embed_inputs(self.embed, input_ids, inputs_embeds)
         limit = c.max_positions if position_ids is None else c.max_position_embeddings
         check_length(x_BTD, limit, "positions")
-        slots_T, mask_BS, num_keys, cache = begin(cache, attention_mask, x_BTD.shape[1])
+        slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
         types = jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids
         x_BTD = x_BTD + self.embed_types(types)
         if c.relative is None or self.is_initializing():  # the table stands in every file
@@ -299,8 +299,9 @@ class BertTrunk(Trunk):
         x_BTD = self.embed_norm(x_BTD) if hasattr(self, "embed_norm") else x_BTD
         x_BTD = self.embed_dropout(x_BTD, deterministic=deterministic)
 
-        bias = causal_bias(mask_BS, slots_T, num_keys) if c.is_decoder else padding_bias(mask_BS)
-        shared = dict(bias=bias) | self._source(encoder_hidden_states, encoder_attention_mask, cache)
+        shared = dict(bias=Bias(mask_BS, slots_T if c.is_decoder else None)) | self._source(
+            encoder_hidden_states, encoder_attention_mask, cache
+        )
         out = self.run(x_BTD, shared, cache, head_mask, **options)
         if not self.add_pooling_layer:
             return out
@@ -317,7 +318,7 @@ class BertTrunk(Trunk):
             )
         if states_BSD is not None and c.relative is not None and self.block_class.crosses_relatively:
             check_length(states_BSD, c.max_positions, "positions")
-        return dict(source_BSD=states_BSD, source_bias=padding_bias(mask))
+        return dict(source_BSD=states_BSD, source_bias=Bias(mask))
 
 
 class LMTask(tasks.Task):

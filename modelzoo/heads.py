@@ -7,21 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from modelzoo.axes import constrain
 from modelzoo.layers.embed import mask_padded_vocab
-from modelzoo.layers.linear import (
-    PRODUCT,
-    Initializer,
-    Linear,
-    add_bias,
-    contract,
-    dropout_layer,
-    parameter,
-)
+from modelzoo.layers.linear import Initializer, Linear, add_bias, dropout_layer, parameter, product
 from modelzoo.layers.mlp import get_activation
 from modelzoo.layers.norm import LayerNorm
+from modelzoo.layers.quantized import is_quantized
 
 
 class LMHead(nn.Module):
@@ -65,12 +57,13 @@ class LMHead(nn.Module):
             )
             x_BTD = get_activation(self.transform)(dense(x_BTD))
             x_BTD = LayerNorm(self.features, self.norm_epsilon, name="norm", **dtypes)(x_BTD)
+        x_BTD = constrain(x_BTD, "act_batch", "act_length", "act_embed")
         if self.tied and not self.has_variable("params", "kernel"):
-            kernel_DV = embedding_VD.astype(self.dtype).T
+            kernel_DV = embedding_VD.T if is_quantized(embedding_VD) else embedding_VD.astype(self.dtype).T
         else:
             shape, axes = (self.features, self.vocab_size), ("embed", "vocab")
             kernel_DV = parameter(self, "kernel", self.kernel_init, shape, axes, self.param_dtype, self.dtype)
-        logits = checkpoint_name(contract(x_BTD.astype(self.dtype), kernel_DV, 1), PRODUCT)
+        logits = product(x_BTD.astype(self.dtype), kernel_DV, 1)
         if self.use_bias:
             zeros, shape = nn.initializers.zeros, (self.vocab_size,)
             logits = add_bias(
@@ -185,4 +178,5 @@ def untie(params: Any, table_path: tuple[str, ...]) -> Any:
         table_path: where the table stands in its trunk (`Trunk.table_path`).
     """
     embedding_VD = functools.reduce(lambda tree, name: tree[name], table_path, params["trunk"])
-    return dict(params, lm_head=dict(params.get("lm_head", {}), kernel=jnp.asarray(embedding_VD).T))
+    kernel_DV = jax.tree.map(lambda array: jnp.asarray(array).T, embedding_VD)  # a quantized table is two arrays
+    return dict(params, lm_head=dict(params.get("lm_head", {}), kernel=kernel_DV))

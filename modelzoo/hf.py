@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in and out: `from_hf` streams a folder onto devices, `to_hf` writes one.
+"""Hugging Face checkpoints in: `from_hf` streams a folder onto devices (`hf_write.to_hf` writes one).
 
 What a family's tensors are called and how they are laid out is in `<family>/weights.py`; this module decides
 which class a folder holds, checks every tensor before any is read, and directs the traffic. Where it departs
@@ -9,30 +9,38 @@ trunk without one in its folder is loaded without. No torch is needed, and no co
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from modelzoo import hf_files, hf_match, placing, registry
+from modelzoo import hf_files, hf_match, placing, quantizing
 from modelzoo import weights as tables
+from modelzoo.hf_headers import Headers
 from modelzoo.model import Model, abstract_params, logical_axes
-from modelzoo.tensor_files import Reader, safetensors_header
+from modelzoo.tensor_files import Reader
 
 default_rules: Callable[[Any], Any] | None = None
 """Makes sharding rules for a mesh; `parallel` sets it when it is imported, since modelzoo knows no meshes."""
-Places = Mapping[tables.Path, tuple[tuple[int, ...], Sharding]]
-"""Shape and sharding of every parameter."""
+
+
+class Place(NamedTuple):
+    """Shape and sharding of a parameter."""
+
+    shape: tuple[int, ...]
+    sharding: Sharding
+
+
+Places = Mapping[tables.Path, Place]
 PROGRESS_BYTES = 256 << 20
 """Loads of more than this show a progress bar on a terminal."""
 
@@ -44,8 +52,12 @@ def from_hf(
     rules: Any = None,
     dtype: Any = None,
     param_dtype: Any = None,
+    unstack: bool = False,
+    quantize: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Loads a Hugging Face checkpoint, one tensor at a time, straight to where it is to lie.
+
+    In a program of several processes each reads only what its own devices hold.
 
     Args:
         path: a folder with config.json and model.safetensors or pytorch_model.bin (whole, or an index and its
@@ -56,9 +68,13 @@ def from_hf(
         rules: `parallel.make_rules(mesh)` or a variant; None makes them from the mesh.
         dtype: computation dtype; None is the parameters' dtype.
         param_dtype: dtype to convert the parameters to on the way; None keeps what the file stores.
+        unstack: one tree per layer rather than stacked layers, which is what decoding wants: then nothing has to be
+            copied afterwards.
+        quantize: "int8" turns the kernels (`modelzoo.quantizing`) into int8 on the way in. Of one layer's kernel at a
+            time there is a copy in full precision, sharded, on the devices. It unstacks too.
 
     Returns:
-        (model, params): params is the canonical tree, the vocabulary padded as the mesh asks.
+        (model, params): params is the canonical tree, or with layers unstacked, the vocabulary padded as the mesh asks.
 
     Raises:
         OSError: there is no such folder or repository, or a file is missing or cannot be read.
@@ -69,7 +85,56 @@ def from_hf(
     dtype, param_dtype = (
         _floating(name, value) for name, value in [("dtype", dtype), ("param_dtype", param_dtype)]
     )
+    quantizing.check_kind(quantize)
     rules = _rules_for(mesh, rules)
+    opened = open_folder(path, model_class, dtype, param_dtype)
+    model, shapes = opened.model, opened.shapes
+    places = _places(model, shapes, rules)
+    shared = {} if quantize is None else quantizing.shared_dims(model)
+    params = _read(opened, places, shared, unstack or quantize is not None)
+    if opened.new:
+        params |= _initialise(model, {path: places[path] for path in opened.new}, rules)
+    ordered = sorted(params, key=lambda path: list(shapes).index(_canonical(path)))
+    return model, _tuples(tables.unflatten({path: params[path] for path in ordered}))
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedFolder:
+    """A folder whose headers have been read and matched with a model, and whose tensors have not.
+
+    Attributes:
+        folder: where it is.
+        model: the model that it becomes.
+        shapes: its parameters.
+        sources: the tensors that each of them consists of.
+        dtypes: the dtype that each of them gets.
+        new: the parameters that the folder does not have.
+    """
+
+    folder: Path
+    model: Model
+    shapes: Mapping[tables.Path, jax.ShapeDtypeStruct]
+    sources: Mapping[tables.Path, list[placing.Source]]
+    dtypes: Mapping[tables.Path, np.dtype]
+    new: list[tables.Path]
+
+
+def open_folder(
+    path: str | os.PathLike[str],
+    model_class: type[Model] | str | None = None,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    headers: Headers | None = None,
+) -> OpenedFolder:
+    """Reads a checkpoint's config and headers, and matches them.
+
+    Args:
+        path, model_class, dtype, param_dtype: as `from_hf`.
+        headers: finds what is in a folder that need not be whole.
+
+    Raises:
+        OSError, ValueError: as `from_hf`.
+    """
     folder = hf_files.find_folder(path)
     hf_config = hf_files.read_json(folder / hf_files.CONFIG)
     try:
@@ -77,12 +142,15 @@ def from_hf(
         config = family.config_class.from_hf(hf_config)
     except ValueError as error:
         raise ValueError(f"{folder / hf_files.CONFIG}: {error}") from None
-    refs = hf_files.find_tensors(folder)
+    if headers is None:
+        refs = hf_files.find_tensors(folder)
+    else:
+        wanted = tables.bind(family.weights, tables.flatten(abstract_params(chosen(config))))
+        refs = headers.find(folder, family.weights, wanted)
     options = hf_match.trunk_options(family, chosen, refs)
     shapes = tables.flatten(abstract_params(chosen(config, **options)))
     other_class = chosen.__name__ not in (hf_config.get("architectures") or ())
     sources, new = hf_match.match_tensors(folder, chosen, family.weights, shapes, refs, other_class)
-
     dtypes = {
         path: hf_match.stored_dtype([source.ref for source in group], param_dtype)
         for path, group in sources.items()
@@ -93,11 +161,7 @@ def from_hf(
         )
     dtype = param_dtype if dtype is None else dtype
     model = chosen(config, dtype=dtype, param_dtype=param_dtype, **options)
-    places = _places(model, shapes, rules)
-    params = _read(sources, dtypes, places, folder.name)
-    if new:
-        params |= _initialise(model, {path: places[path] for path in new}, rules)
-    return model, tables.unflatten({path: params[path] for path in shapes})
+    return OpenedFolder(folder, model, shapes, sources, dtypes, new)
 
 
 def _floating(name: str, value: Any) -> np.dtype | None:
@@ -111,26 +175,64 @@ def _floating(name: str, value: Any) -> np.dtype | None:
 
 
 def _read(
-    sources: Mapping[tables.Path, list[placing.Source]],
-    dtypes: Mapping[tables.Path, np.dtype],
-    places: Places,
-    what: str,
-) -> dict[tables.Path, jax.Array]:
-    """Reads all parameters, one after the other, the tensors of each side by side."""
-    every = [source for group in sources.values() for source in group]
-    total = sum(source.ref.nbytes // len(source.tensor.paths) for source in every)
-    params = {}
+    opened: OpenedFolder, places: Places, shared: Mapping[tables.Path, tuple[int, ...]], unstack: bool
+) -> dict[tables.Path, Any]:
+    """Reads all parameters, one array after the other, the tensors of each, or the parts of one, side by side.
+
+    An unstacked array has its layer's number in its path, before the names of what is in the layer.
+    """
+    sources = opened.sources
+    regions = {path: placing.local_regions(place.sharding, place.shape) for path, place in places.items()}
+    total = sum(placing.bytes_to_read(regions[path], one) for path, group in sources.items() for one in group)
+    params: dict[tables.Path, Any] = {}
     with (
         Reader() as reader,
-        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as workers,
-        _progress(f"loading {what}", total) as progress,
+        ThreadPoolExecutor(max_workers=placing.WORKERS) as workers,
+        _progress(f"loading {opened.folder.name}", total) as progress,
     ):
-        for file in {source.ref.file for source in every}:
+        for file in {source.ref.file for group in sources.values() for source in group}:
             reader.open(file)
         for path, group in sources.items():
-            shape, sharding = places[path]
-            params[path] = placing.read_array(shape, dtypes[path], sharding, group, reader, workers, progress)
+            parts = [(path, places[path], group)]
+            if unstack and group[0].tensor.layer is not None:
+                parts = [_layer(path, places[path], source) for source in group]
+            for name, place, part in parts:
+                # What becomes int8 is rounded once, from what the file says.
+                dtype = hf_match.rounded_dtype(part[0].ref) if path in shared else opened.dtypes[path]
+                array = placing.read_array(
+                    place.shape, dtype, place.sharding, part, reader, workers, progress
+                )
+                if path in shared:
+                    array = jax.block_until_ready(quantizing.quantize_array(array, shared[path]))
+                params[name] = array
     return params
+
+
+def _layer(
+    path: tables.Path, place: Place, source: placing.Source
+) -> tuple[tables.Path, Place, list[placing.Source]]:
+    """One layer of a stacked parameter, as an array of its own."""
+    number, sharding = source.tensor.layer, place.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    at = path.index("layers") + 1
+    alone = dataclasses.replace(source, tensor=dataclasses.replace(source.tensor, layer=None))
+    return (*path[:at], str(number), *path[at:]), Place(place.shape[1:], sharding), [alone]
+
+
+def _canonical(path: tables.Path) -> tables.Path:
+    """The path without a layer's number."""
+    return tuple(name for name in path if not name.isdigit())
+
+
+def _tuples(tree: Any) -> Any:
+    """A tree with tuples for the mappings from layers' numbers."""
+    if not isinstance(tree, Mapping):
+        return tree
+    below = {name: _tuples(sub) for name, sub in tree.items()}
+    if not all(name.isdigit() for name in below):
+        return below
+    return tuple(below[str(number)] for number in range(len(below)))
 
 
 def _rules_for(mesh: Any, rules: Any) -> Any:
@@ -149,12 +251,12 @@ def _places(model: Model, shapes: Mapping[tables.Path, jax.ShapeDtypeStruct], ru
     """Shape, padded for the mesh, and sharding of every parameter."""
     if rules is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
-        return {path: (spec.shape, device) for path, spec in shapes.items()}
+        return {path: Place(spec.shape, device) for path, spec in shapes.items()}
     places = {}
     for path, names in tables.flatten(logical_axes(model)).items():
         shape = tuple(rules.padded_shape(names, shapes[path].shape))
         try:
-            places[path] = (shape, rules.sharding(names, shape))
+            places[path] = Place(shape, rules.sharding(names, shape))
         except ValueError as error:
             raise ValueError(f"parameter {'/'.join(path)} {shape}: {error}") from None
         rules.check_replication("/".join(path), names, shape)
@@ -200,99 +302,3 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda nbytes: bar.advance(task, nbytes)
-
-
-def to_hf(model: Model, params: Any, path: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
-    """Writes a folder that transformers and `from_hf` open: safetensors and config.json.
-
-    Nothing is seen half-written: files are made aside and moved into place, config.json last. The host holds
-    one tensor at a time beside the parameters. Tokenizer files are the caller's. In a program of several
-    processes call it on all of them, with parameters that each holds in full; the first writes.
-
-    Args:
-        model: the model.
-        params: its parameters: as `from_hf` returns them, sharded, padded, unstacked (`unstack_layers`),
-            boxed or numpy. Their dtype is the file's.
-        path: the folder, made where it does not exist; a checkpoint in it is replaced.
-        max_shard_size: bytes of tensors in one file, or a size such as "5GB"; past it there are several and
-            an index.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: the parameters are not this model's, or are spread over processes; or a size that is none.
-    """
-    room = hf_files.parse_size(max_shard_size)
-    family = next((family for family in registry.FAMILIES.values() if type(model) in family.classes), None)
-    if family is None:
-        raise ValueError(f"{type(model).__name__} is in no family that flaxtron can write")
-    shapes = tables.flatten(abstract_params(model))
-    leaves = _leaves(nn.meta.unbox(params))
-    hf_match.check_params(model, shapes, leaves)
-    bound, ties = tables.bind(family.weights, shapes), model.config.tie_word_embeddings
-    tensors = {name: tensor for tensor in bound for name in tensor.written(ties)}
-
-    def parts(tensor: tables.StoredTensor) -> list[tuple[Any, int | None]]:
-        """Of every parameter in a tensor, the array and the row of it."""
-        held = [leaves[path] for path in tensor.paths]
-        return [(leaf[None], tensor.layer) if None in leaf else (leaf[tensor.layer], None) for leaf in held]
-
-    dtypes = {name: np.dtype(parts(tensor)[0][0].dtype) for name, tensor in tensors.items()}
-    nbytes = {name: int(np.prod(tensor.shape)) * dtypes[name].itemsize for name, tensor in tensors.items()}
-    shards = hf_files.plan_shards(nbytes, room)
-    if jax.process_index():
-        return
-    with hf_files.replacing(Path(path)) as scratch:
-        for shard in shards:
-            # Wide elements first, so that every tensor begins on a multiple of its element.
-            names = sorted(shard.tensors, key=lambda name: -dtypes[name].itemsize)
-            with open(scratch / shard.name, "wb") as stream:
-                stream.write(
-                    safetensors_header({name: (dtypes[name], tensors[name].shape) for name in names})
-                )
-                for name in names:
-                    data = placing.gather_tensor(tensors[name], parts(tensors[name]), dtypes[name])
-                    stream.write(data.reshape(-1).view(np.uint8).data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        if len(shards) > 1:
-            index = {
-                "metadata": {
-                    "total_parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors.values()),
-                    "total_size": sum(nbytes.values()),
-                },
-                "weight_map": {name: shard.name for shard in shards for name in shard.tensors},
-            }
-            _write_json(scratch / (hf_files.SAFETENSORS + hf_files.INDEX), index)
-        widest = max(nbytes, key=lambda name: nbytes[name])
-        config = model.config
-        if (
-            model.task == "question_answering"
-        ):  # transformers makes that head num_labels wide, and splits it in two
-            config = dataclasses.replace(config, num_labels=2, id2label=None)
-        hf_config = config.to_hf() | {
-            "architectures": [type(model).__name__],
-            "torch_dtype": dtypes[widest].name,
-        }
-        _write_json(scratch / hf_files.CONFIG, hf_config)
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _leaves(params: Any) -> dict[tables.Path, dict[int | None, Any]]:
-    """Arrays by path and layer; layer None is a stacked array, or one that no stack holds."""
-    leaves: dict[tables.Path, dict[int | None, Any]] = {}
-
-    def walk(node: Any, path: tables.Path, layer: int | None) -> None:
-        if isinstance(node, Mapping):
-            for name, sub in node.items():
-                walk(sub, (*path, name), layer)
-        elif isinstance(node, (tuple, list)):
-            for i, sub in enumerate(node):
-                walk(sub, path, i)
-        else:
-            leaves.setdefault(path, {})[layer] = node
-
-    walk(params, (), None)
-    return leaves

@@ -22,11 +22,12 @@ SHARDS = {SAFETENSORS: "model-*-of-*.safetensors", TORCH: "pytorch_model-*-of-*.
 READERS = {SAFETENSORS: read_safetensors_header, TORCH: read_torch_header}
 
 
-def find_folder(path: str | os.PathLike[str]) -> Path:
+def find_folder(path: str | os.PathLike[str], with_weights: bool = True) -> Path:
     """The folder that `path` names: itself, or a snapshot of that repository on the Hugging Face hub.
 
     Args:
         path: a folder, or "organisation/name".
+        with_weights: False fetches no more than the config and the index of the weights.
 
     Raises:
         OSError: no such folder, no such repository, or the hub cannot be reached and has not been before.
@@ -44,9 +45,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
         # Repositories often hold the same weights twice: the second format is fetched only where the first is
         # missing.
         for weights in (SAFETENSORS, TORCH):
-            patterns = [CONFIG, weights, weights + INDEX, SHARDS[weights]]
+            patterns = [CONFIG, weights + INDEX]
+            patterns += [weights, SHARDS[weights]] if with_weights else []
             folder = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
-            if _weight_files(folder):
+            if weight_files(folder):
                 break
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -88,19 +90,15 @@ def find_tensors(folder: Path, readers: Mapping[str, Callable[[Path], dict[str, 
         OSError: there are no weights, or a file is missing or cannot be read.
         ValueError: a file is corrupt, or lacks a tensor that the index puts there.
     """
-    weights = _weight_files(folder, readers)
+    weights = weight_files(folder, readers)
     if weights is None:
         raise FileNotFoundError(f"{folder}: no {' or '.join(readers)}, nor an index and its parts")
     read = readers[weights.removesuffix(INDEX)]
     if not weights.endswith(INDEX):
         return read(folder / weights)
     index = folder / weights
-    parts = read_json(index).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-        raise ValueError(f"{index}: has no weight_map from tensors to files")
+    parts = read_index(index)
     names = sorted(set(parts.values()))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{index}: names {outside[0]!r}, which is not a file of its own folder")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{folder}: {len(missing)} of {len(names)} parts are missing: {', '.join(missing)}"
@@ -112,7 +110,22 @@ def find_tensors(folder: Path, readers: Mapping[str, Callable[[Path], dict[str, 
     return {tensor: ref for part in found.values() for tensor, ref in part.items()}
 
 
-def _weight_files(folder: Path, forms: Iterable[str] = READERS) -> str | None:
+def read_index(index: Path) -> dict[str, str]:
+    """The file of every tensor, as an index has it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no index, or names a file of another folder.
+    """
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise ValueError(f"{index}: has no weight_map from tensors to files")
+    if outside := [name for name in sorted(set(parts.values())) if Path(name).name != name]:
+        raise ValueError(f"{index}: names {outside[0]!r}, which is not a file of its own folder")
+    return parts
+
+
+def weight_files(folder: Path, forms: Iterable[str] = READERS) -> str | None:
     """The file that leads to a folder's weights; transformers looks for them in this order."""
     names = [name + suffix for name in forms for suffix in ("", INDEX)]
     return next((name for name in names if (folder / name).is_file()), None)

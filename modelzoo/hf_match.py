@@ -11,6 +11,7 @@ import numpy as np
 
 from modelzoo import placing, registry
 from modelzoo import weights as tables
+from modelzoo.layers.quantized import is_quantized
 from modelzoo.model import Model, logical_axes
 from modelzoo.tensor_files import TensorRef
 
@@ -180,6 +181,11 @@ def stored_dtype(refs: list[TensorRef], param_dtype: Any) -> np.dtype:
     return dtype
 
 
+def rounded_dtype(ref: TensorRef) -> np.dtype:
+    """The dtype to read a tensor in that is rounded to int8: the file's own, or float32 where JAX has no such."""
+    return ref.dtype if ref.dtype.itemsize in (2, 4) else np.dtype(np.float32)
+
+
 def check_params(
     model: Model,
     shapes: Mapping[tables.Path, jax.ShapeDtypeStruct],
@@ -213,6 +219,8 @@ def check_params(
             )
             if not fits:
                 wrong.append(f"{'.'.join(path)} is {list(array.shape)}, not {list(dims)}")
+            elif is_quantized(array):
+                wrong.append(f"{'.'.join(path)} is in int8: write the parameters that it was made of")
             elif isinstance(array, jax.Array) and not array.is_fully_addressable:
                 wrong.append(f"{'.'.join(path)} is spread over processes: gather it first")
     if wrong:

@@ -33,6 +33,7 @@ class Model(nn.Module):
         param_dtype: dtype that parameters are created in.
         remat: what the backward pass recomputes: "none", or a key of `layers.stack.REMAT_POLICIES`.
         scan_layers: run stacked layers as one scan; False unrolls them (the same numbers, a longer compile).
+        cache_dtype: dtype of the cache of incremental decoding; None is `dtype`, and jnp.int8 half of bfloat16's bytes.
     """
 
     config: Any
@@ -40,6 +41,7 @@ class Model(nn.Module):
     param_dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = True
+    cache_dtype: Any = None
 
     task: ClassVar[str] = "base"
     """What `train.loss` computes from the outputs."""
@@ -58,7 +60,7 @@ class Model(nn.Module):
         Args:
             batch_size: B.
             max_length: S, prompt and new tokens together.
-            dtype: of keys and values; None is the computation dtype.
+            dtype: of keys and values; None is `cache_dtype`, or else the computation dtype.
 
         Raises:
             ValueError: max_length is past the model's positions.
@@ -67,7 +69,14 @@ class Model(nn.Module):
         if limit is not None and max_length > limit:
             raise ValueError(f"max_length {max_length} is past the {limit} positions of the model")
         heads, width = self.config.cache_heads
-        return init_cache(self.config.num_layers, batch_size, max_length, heads, width, dtype or self.dtype)
+        return init_cache(
+            self.config.num_layers,
+            batch_size,
+            max_length,
+            heads,
+            width,
+            dtype or self.cache_dtype or self.dtype,
+        )
 
 
 @functools.lru_cache(maxsize=64)

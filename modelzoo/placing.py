@@ -3,14 +3,18 @@
 Parameters are stacked over layers and sharded; files hold one tensor per layer. So an array is put together
 per device shard: a buffer of the shard's shape, filled from the slice of each layer's tensor that belongs
 there. On a CPU the buffer becomes the device's memory as it is; elsewhere it is sent in pieces of a few
-layers and freed, so that the host holds a piece and not the array.
+layers and freed, so that the host holds a piece and not the array. Threads read a tensor each, or, of an array that
+has fewer tensors than there are threads, a part of one each.
 """
 
 import dataclasses
 import math
+import mmap
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -29,6 +33,12 @@ TILE_BYTES = 256 << 10
 """Two such tiles fit in a processor's second cache."""
 PIECE_BYTES = 256 << 20
 """Host memory for what is on its way to accelerators."""
+PART_BYTES = 16 << 20
+"""A tensor is not cut into smaller parts for several threads."""
+MAPPED_BYTES = 1 << 20
+"""Buffers from this size on get memory of their own."""
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads that read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +96,7 @@ def read_array(
         sharding: where it lies.
         sources: the tensors it consists of: one per layer, or one.
         reader: with the tensors' files open.
-        workers: threads that read and convert, a tensor each.
+        workers: threads that read and convert, a tensor or a part of one each.
         progress: called from those threads with numbers of bytes read.
 
     Returns:
@@ -101,7 +111,11 @@ def read_array(
     shards: dict[Device, jax.Array] = {}
     for piece in _pieces(regions, dtype, stacked and not on_cpu):
         buffers = [_aligned(region.box, dtype) for region in piece]
-        jobs = [workers.submit(_fill, buffers, piece, source, reader, progress) for source in sources]
+        jobs = [
+            workers.submit(_fill, buffers, piece, source, part, reader, progress)
+            for source in sources
+            for part in _parts(piece, source, max(1, WORKERS // len(sources)))
+        ]
         try:
             for job in jobs:
                 job.result()
@@ -145,45 +159,89 @@ def _size(box: Box) -> int:
 
 
 def _aligned(box: Box, dtype: np.dtype) -> np.ndarray:
-    """A zeroed buffer that JAX can take over; its pages cost nothing until they are written."""
+    """A zeroed buffer that JAX can take over; its pages cost nothing until they are written.
+
+    A large one is mapped: malloc would keep what is freed, in gaps that the next tensor does not fit into.
+    """
     nbytes = _size(box) * dtype.itemsize
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    if nbytes >= MAPPED_BYTES:
+        raw, start = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8), 0
+    else:
+        raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes].view(dtype).reshape([high - low for low, high in box])
+
+
+def wanted_box(
+    regions: Sequence[Region], source: Source
+) -> tuple[list[tuple[int, list[tuple[int, int]]]], Box]:
+    """What regions need of a tensor.
+
+    Args:
+        regions: of the array that the tensor goes into.
+        source: the tensor.
+
+    Returns:
+        ((number of a region, its box in the parameter that the tensor holds) for all that need any of it,
+        the box that has all of those in the tensor, a range per axis of the file; empty if none does).
+    """
+    tensor = source.tensor
+    needed: list[tuple[int, list[tuple[int, int]]]] = []
+    for number, region in enumerate(regions):
+        box = list(region.box)
+        if tensor.layer is not None:
+            low, high = box.pop(0)
+            if not low <= tensor.layer < high:
+                continue
+        # Rows past the true size are padding: no file has them.
+        box = [
+            (low, min(high, tensor.sizes[axis])) for axis, (low, high) in zip(tensor.axes, box, strict=True)
+        ]
+        if all(low < high for low, high in box):
+            needed.append((number, box))
+    if not needed:
+        return [], [(0, 0) for _ in tensor.file_axes]
+    hull = {tensor.fused: (source.part, source.part + 1)}
+    for i, axis in enumerate(tensor.axes):
+        hull[axis] = (min(box[i][0] for _, box in needed), max(box[i][1] for _, box in needed))
+    return needed, [hull[axis] for axis in tensor.file_axes]
+
+
+def bytes_to_read(regions: Sequence[Region], source: Source) -> int:
+    """Bytes of a tensor that are read for regions of the array it goes into."""
+    return _size(wanted_box(regions, source)[1]) * source.ref.dtype.itemsize
+
+
+def _parts(regions: Sequence[Region], source: Source, most: int) -> list[Box]:
+    """The box that regions need of a tensor, cut into at most so many boxes."""
+    box = list(wanted_box(regions, source)[1])
+    nbytes = _size(box) * source.ref.dtype.itemsize
+    if not nbytes:
+        return []
+    axis = next((i for i, (low, high) in enumerate(box) if high - low > 1), 0)
+    low, high = box[axis]
+    count = max(1, min(most, nbytes // PART_BYTES, high - low))
+    cuts = [low + (high - low) * i // count for i in range(count + 1)]
+    return [[*box[:axis], ends, *box[axis + 1 :]] for ends in pairwise(cuts)]
 
 
 def _fill(
     buffers: list[np.ndarray],
     regions: list[Region],
     source: Source,
+    part: Box,
     reader: Reader,
     progress: Callable[[int], Any],
 ) -> None:
-    """Reads what the regions need of one tensor, once, into their buffers."""
+    """Reads a part of one tensor, once, into the buffers of the regions that need it."""
     tensor = source.tensor
-    views: list[tuple[np.ndarray, Box]] = []
-    for buffer, region in zip(buffers, regions, strict=True):
-        box = region.box
-        if tensor.layer is not None:
-            (low, high), *box = box
-            if not low <= tensor.layer < high:
-                continue
-            buffer = buffer[tensor.layer - low]
-        # Rows past the true size are padding: no file has them.
-        box = [
-            (low, min(high, tensor.sizes[axis])) for axis, (low, high) in zip(tensor.axes, box, strict=True)
-        ]
-        if all(low < high for low, high in box):
-            views.append((buffer, box))
-    if not views:
-        return
-    hull = {tensor.fused: (source.part, source.part + 1)}
-    for i, axis in enumerate(tensor.axes):
-        hull[axis] = (min(box[i][0] for _, box in views), max(box[i][1] for _, box in views))
-    axes = tensor.file_axes
+    views = []
+    for number, box in wanted_box(regions, source)[0]:
+        buffer, first = buffers[number], regions[number].box[0][0] if regions[number].box else 0
+        views.append((buffer if tensor.layer is None else buffer[tensor.layer - first], box))
     strides = source.ref.split_strides(tensor.groups, tensor.sizes)
-    for stored_box, stored in read_blocks(reader, source.ref, strides, [hull[axis] for axis in axes]):
-        have = dict(zip(axes, stored_box, strict=True))
+    for stored_box, stored in read_blocks(reader, source.ref, strides, part):
+        have = dict(zip(tensor.file_axes, stored_box, strict=True))
         block, block_box = _as_parameter(stored, tensor), [have[axis] for axis in tensor.axes]
         for view, box in views:
             _copy_overlap(view, box, block, block_box)

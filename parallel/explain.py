@@ -19,7 +19,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import modelzoo
 from modelzoo.axes import PARAMETER_AXES
-from parallel.mesh import MESH_AXES, parse_mesh
+from parallel.layouts import parse_layout
+from parallel.mesh import MESH_AXES
 from parallel.rules import PADDED_AXES, Names, Rules
 from parallel.shard import abstract_sharded_params
 from parallel.terminal import model_of, rules_of, simulate_devices, user_errors
@@ -304,7 +305,7 @@ def main(args: Sequence[str] | None = None) -> None:
             value = getattr(flags, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: it is at least 1")
-        sizes = parse_mesh(flags.mesh).values()
+        sizes = parse_layout(flags.mesh).sizes.values()
         simulate_devices(flags.devices if -1 in sizes else max(1, math.prod(sizes)))
         rules = rules_of(flags.mesh)
         if rules is None:

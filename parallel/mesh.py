@@ -39,6 +39,8 @@ def make_mesh(
     """
     sizes: dict[str, int] = dict(zip(MESH_AXES, (stage, data, fsdp, context, tensor), strict=True))
     devices = list(jax.devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("a mesh needs devices, but devices= is empty")
     free = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():
         if size < 1 and size != -1:
@@ -51,13 +53,16 @@ def make_mesh(
     if free:
         if len(devices) % fixed:
             raise ValueError(
-                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {len(devices)} devices"
+                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {len(devices)} devices; the "
+                f"nearest mesh that works is {_nearest(sizes | {free[0]: 1}, len(devices))}"
             )
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
-        hint = "make one axis -1 to use all of them, or pass devices= to use fewer"
+        hint = (
+            f"the nearest mesh that works is {_nearest(sizes, len(devices))}, or pass devices= to use fewer"
+        )
         if fixed > len(devices):
-            hint = "on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
+            hint += "; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
         raise ValueError(
             f"mesh {_describe(sizes)} needs {fixed} devices, but there are {len(devices)}: {hint}"
         )
@@ -84,6 +89,19 @@ def parse_mesh(text: str) -> dict[str, int]:
         except ValueError:
             raise ValueError(f"mesh axis {axis}={size!r} in {text!r}: write it as {axis}=N") from None
     return sizes
+
+
+def _nearest(sizes: dict[str, int], count: int) -> str:
+    """The mesh of so many devices that differs least from these sizes: in one axis, or else in few."""
+    found = [sizes | {axis: count * size // math.prod(sizes.values())} for axis, size in sizes.items()]
+    found = [mesh for mesh in found if min(mesh.values()) > 0 and math.prod(mesh.values()) == count]
+    if not found:  # each axis keeps what it can of its size, and data takes the rest
+        rest, kept = count, {}
+        for axis, size in sorted(sizes.items(), key=lambda item: (item[0] == "data", -item[1])):
+            kept[axis] = rest if axis == "data" else max(n for n in range(1, size + 1) if rest % n == 0)
+            rest //= kept[axis]
+        found = [{axis: kept[axis] for axis in sizes}]
+    return _describe(min(found, key=lambda mesh: sum(abs(math.log(mesh[a] / sizes[a])) for a in sizes)))
 
 
 def _describe(sizes: dict[str, int]) -> str:

@@ -9,9 +9,13 @@
     vocab       tensor          vocabulary-parallel embedding, LM head and cross-entropy; with stages, over those too
     act_batch   data, fsdp      the batch
     act_heads, act_mlp, act_vocab   tensor   activations between a column split and its row split
-    act_length  context         the sequence
+    act_length  context         the sequence, wherever a layer sees all of it that its device has
+    act_stream  context         the sequence between layers; with sequence=True also tensor, which turns the all-reduce
+                                after a row split into a reduce-scatter there and an all-gather before the next column
+                                split
 
-Megatron: Shoeybi et al., 2019, arXiv:1909.08053. ZeRO: Rajbhandari et al., 2020, arXiv:1910.02054.
+Megatron: Shoeybi et al., 2019, arXiv:1909.08053. Sequence: Korthikanti et al., 2022, arXiv:2205.05198. ZeRO:
+Rajbhandari et al., 2020, arXiv:1910.02054. Attention over a sequence that `context` splits is `parallel.context`'s.
 """
 
 import contextlib
@@ -22,6 +26,9 @@ from collections.abc import Iterator
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from modelzoo.layers.attention import attend_by
+from parallel import context
 
 Names = tuple[str | None, ...]
 MeshAxes = tuple[str, ...]
@@ -36,6 +43,7 @@ DEFAULT: dict[str, MeshAxes] = {
     "mlp": ("tensor",),
     "act_batch": ("data", "fsdp"),
     "act_length": ("context",),
+    "act_stream": ("context",),
     "act_embed": (),
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
@@ -44,6 +52,12 @@ DEFAULT: dict[str, MeshAxes] = {
 
 WITH_STAGES: dict[str, MeshAxes] = {"vocab": ("stage", "tensor"), "act_vocab": ("stage", "tensor")}
 """What differs on a mesh with stages: none of them waits while another computes the embedding or the logits."""
+
+WITH_SEQUENCE: dict[str, MeshAxes] = {"act_stream": ("context", "tensor")}
+"""What differs with sequence=True: norms, dropout and residuals hold their part of the sequence alone."""
+
+CONTEXT_ATTENTION = ("ring", "all-gather")
+"""How keys and values reach the queries of other shards of `context`: see `parallel.context`."""
 
 PADDED_AXES = frozenset({"vocab"})
 """Logical axes whose size is rounded up to what the mesh divides; all others must divide as they are."""
@@ -59,10 +73,12 @@ class Rules:
     Attributes:
         mesh: the mesh.
         table: (logical axis, mesh axes) pairs.
+        context_attention: one of CONTEXT_ATTENTION.
     """
 
     mesh: Mesh
     table: tuple[tuple[str, MeshAxes], ...]
+    context_attention: str = "ring"
 
     def mesh_axes(self, name: str | None) -> MeshAxes:
         """The mesh axes that a logical axis lies on.
@@ -115,6 +131,22 @@ class Rules:
         """`spec` on this mesh."""
         return NamedSharding(self.mesh, self.spec(names, shape))
 
+    def for_decoding(self) -> "Rules":
+        """The rules of a program that holds a cache: one token at a time leaves no sequence to split.
+
+        Raises:
+            ValueError: the mesh splits the sequence or the layers.
+        """
+        for axis, name, what in (("context", "act_length", "sequence"), ("stage", "layers", "layers")):
+            if (size := self.num_shards(name)) > 1:
+                tensor = self.mesh.shape["tensor"]
+                raise ValueError(
+                    f"mesh axis {axis}={size} splits the {what}, and a decoder's cache is not split so: the nearest "
+                    f"mesh that works has {axis}=1,tensor={tensor * size}, or gives those devices to data"
+                )
+        table = tuple((name, () if name == "act_stream" else axes) for name, axes in self.table)
+        return dataclasses.replace(self, table=table)
+
     def padded_shape(self, names: Names, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape with every vocabulary dimension rounded up to what the mesh divides."""
         return tuple(
@@ -161,18 +193,31 @@ class Rules:
         return f"the nearest that works is {works} of {shards}"
 
 
-def make_rules(mesh: Mesh, **overrides: str | MeshAxes | None) -> Rules:
+def make_rules(
+    mesh: Mesh, *, sequence: bool = False, context_attention: str = "ring", **overrides: str | MeshAxes | None
+) -> Rules:
     """The logical-to-mesh table for a mesh.
 
     Args:
         mesh: from `make_mesh`.
+        sequence: sequence parallelism: the tensor axis splits the activations between layers by length too.
+        context_attention: over a sequence that the context axis splits, "ring" or "all-gather".
         overrides: variants of single rules: a logical axis with a mesh axis, a tuple of them, or None for
             "not sharded".
 
     Raises:
-        ValueError: an unknown logical or mesh axis.
+        ValueError: an unknown logical or mesh axis, an unknown kind of attention, or sequence without tensor.
     """
-    table = DEFAULT | (WITH_STAGES if mesh.shape["stage"] > 1 else {})
+    if context_attention not in CONTEXT_ATTENTION:
+        raise ValueError(
+            f"context_attention={context_attention!r} is unknown: choose {' or '.join(CONTEXT_ATTENTION)}"
+        )
+    if sequence and mesh.shape["tensor"] == 1:
+        raise ValueError(
+            "sequence=True splits activations over the mesh axis tensor, which is 1 here: the nearest mesh that works "
+            "has tensor=2; or leave sequence out"
+        )
+    table = DEFAULT | (WITH_STAGES if mesh.shape["stage"] > 1 else {}) | (WITH_SEQUENCE if sequence else {})
     for name, target in overrides.items():
         if name not in table:
             raise ValueError(f"unknown logical axis {name!r} in make_rules: the axes are {sorted(table)}")
@@ -185,7 +230,7 @@ def make_rules(mesh: Mesh, **overrides: str | MeshAxes | None) -> Rules:
                 )
         if twice := [axis for axis in axes if axes.count(axis) > 1]:
             raise ValueError(f"mesh axis {twice[0]!r} twice in the rule of {name!r}: {axes}")
-    return Rules(mesh, tuple(table.items()))
+    return Rules(mesh, tuple(table.items()), context_attention)
 
 
 @contextlib.contextmanager
@@ -202,5 +247,6 @@ def use(rules: Rules | None) -> Iterator[None]:
         yield
         return
     flax_rules = [(name, rules._entry(name)) for name, _ in rules.table]
-    with jax.set_mesh(rules.mesh), nn.logical_axis_rules(flax_rules):
+    attend = context.make_attend(rules.mesh, rules.mesh_axes("act_length"), rules.context_attention)
+    with jax.set_mesh(rules.mesh), nn.logical_axis_rules(flax_rules), attend_by(attend):
         yield

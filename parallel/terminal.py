@@ -12,7 +12,8 @@ import jax
 
 import modelzoo
 from modelzoo import errors
-from parallel.mesh import make_mesh, parse_mesh
+from parallel.layouts import parse_layout
+from parallel.mesh import make_mesh
 from parallel.rules import Rules, make_rules
 
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
@@ -40,20 +41,21 @@ def simulate_devices(count: int) -> None:
 
 
 def rules_of(text: str) -> Rules | None:
-    """The default rules of a mesh that a person wrote, such as "data=2,tensor=2"; None for an empty text.
+    """The rules of a layout that a person wrote, such as "data=2,tensor=2,sequence"; None for an empty text.
 
     A mesh of fewer devices than there are takes the first of them.
 
     Raises:
-        ValueError: no such axis, or more devices than there are.
+        ValueError: no such layout, or more devices than there are.
     """
-    sizes: dict[str, Any] = parse_mesh(text)
-    if not sizes:
+    layout = parse_layout(text)
+    sizes: dict[str, Any] = dict(layout.sizes)
+    if not sizes and not layout.variants:
         return None
     devices, count = jax.devices(), math.prod(sizes.values())
-    if min(sizes.values()) > 0:
+    if min(sizes.values(), default=1) > 0:
         devices = devices[:count]
-    return make_rules(make_mesh(**sizes, devices=devices))
+    return make_rules(make_mesh(**sizes, devices=devices), **layout.variants)
 
 
 def model_of(preset: str, model_class: str | None = None, fields: Sequence[str] = ()) -> Any:

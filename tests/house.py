@@ -42,7 +42,7 @@ ENTRY_POINTS = {
     "train/verify.py",
 }
 # Parts of entry points: these may read gin files and flags because only entry points import them.
-ENTRY_PARTS = {"train/cli.py", "train/experiment.py", "train/gin_files.py"}
+ENTRY_PARTS = {"inference/task_cli.py", "train/cli.py", "train/experiment.py", "train/gin_files.py"}
 COMMAND_LINE = {
     "absl.app",
     "absl.flags",

@@ -7,6 +7,7 @@ import pytest
 
 import modelzoo
 from modelzoo.layers.cache import LayerCache, begin, init_cache
+from tests.zoo import quick_jit, random_params
 
 
 def fresh(batch=2, slots=6):
@@ -45,6 +46,78 @@ def test_write(index, batch):
     key[:, :, index : index + 3], value[:, :, index : index + 3] = new_key, new_value
     np.testing.assert_array_equal(written.key, key)
     np.testing.assert_array_equal(written.value, value)
+
+
+@pytest.mark.parametrize("indices", [[1], [3, 0, 5]])
+def test_every_row_writes_at_an_index_of_its_own(indices):
+    random = np.random.default_rng(0)
+    key, value = random.normal(size=(2, len(indices), 4, 6, 5)).astype(np.float32)
+    new_key, new_value = random.normal(size=(2, len(indices), 4, 2, 5)).astype(np.float32)
+    cache = LayerCache(jnp.asarray(key), jnp.asarray(value))
+    index = jnp.asarray(indices, jnp.int32)
+    written = jax.jit(LayerCache.write)(cache, jnp.asarray(new_key), jnp.asarray(new_value), index)
+    for row, first in enumerate(indices):
+        first = min(first, 4)  # of what would pass the last slot
+        key[row, :, first : first + 2] = new_key[row]
+        value[row, :, first : first + 2] = new_value[row]
+    np.testing.assert_array_equal(written.key, key)
+    np.testing.assert_array_equal(written.value, value)
+
+
+def test_every_row_admits_and_begins_at_an_index_of_its_own():
+    cache = fresh().replace(index=jnp.array([3, 0], jnp.int32))
+    slots, mask, num_keys, after = begin(cache, jnp.array([[1, 1], [1, 0]]), 2)
+    assert after is not None
+    assert slots.tolist() == [[3, 4], [0, 1]]
+    assert num_keys == 6
+    assert marks(after) == np.asarray(mask).tolist() == [[0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]]
+    assert after.advance(after.layers, 2).index.tolist() == [5, 2]
+
+
+DECODERS = {
+    "GPTJForCausalLM": ("tiny-gptj", {}),
+    "BloomForCausalLM": ("tiny-bloom", {}),
+    "RobertaForCausalLM": ("tiny-roberta", dict(is_decoder=True)),
+    "MegatronBertForCausalLM": (
+        "tiny-megatron-bert",
+        dict(is_decoder=True, position_embedding_type="relative_key_query"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_rows_at_slots_of_their_own_compute_what_each_does_alone(name):
+    """Two rows read 5 and 2 tokens padded to 5, then two more each, at their own places."""
+    preset, fields = DECODERS[name]
+    model = getattr(modelzoo, name)(modelzoo.get_config(preset, **fields))
+    params = random_params(model, scale=0.1)
+    ids = np.random.default_rng(1).integers(3, model.config.vocab_size, (2, 7)).astype(np.int32)
+    lengths = np.array([5, 2], np.int32)
+
+    @quick_jit
+    def alone(ids):
+        return model.apply({"params": params}, input_ids=ids).logits
+
+    @quick_jit
+    def read(ids, mask, cache):
+        out = model.apply({"params": params}, input_ids=ids, attention_mask=mask, cache=cache)
+        return out.logits, out.cache
+
+    cache = model.init_cache(2, 9).replace(index=jnp.zeros(2, jnp.int32))
+    first = np.stack([ids[0, :5], np.r_[ids[1, :2], [7, 8, 9]]]).astype(np.int32)
+    logits, cache = read(first, np.arange(5) < lengths[:, None], cache)
+    found = [[np.asarray(logits[row, : lengths[row]])] for row in range(2)]
+    cache = cache.replace(index=jnp.asarray(lengths))
+    for step in range(2):
+        next_ids = ids[np.arange(2), lengths + step][:, None]
+        logits, cache = read(next_ids, np.ones((2, 1), bool), cache)
+        for row in range(2):
+            found[row].append(np.asarray(logits[row]))
+    whole = np.asarray(alone(ids))
+    for row in range(2):
+        np.testing.assert_allclose(
+            np.concatenate(found[row]), whole[row, : lengths[row] + 2], atol=2e-6, rtol=0
+        )
 
 
 def test_write_converts_to_the_caches_dtype():

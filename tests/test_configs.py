@@ -1,5 +1,6 @@
 """Every shipped gin file builds: settings, model, mesh, a training step lowered with nothing allocated."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 import modelzoo
 import parallel
+from parallel.layouts import LAYOUTS, parse_layout
 from train.experiment import CONFIGS, Experiment, run_names
 from train.gin_files import Settings
 from train.state import abstract_state
@@ -38,8 +40,10 @@ def experiment(file):
 
 
 def lowered(experiment, devices):
-    if experiment.settings.value("mesh.data") == 1 and experiment.settings.value("mesh.fsdp") == 1:
-        devices = devices[:1]
+    sizes = experiment.settings.bound("mesh").values()
+    devices = devices[
+        : 4 if -1 in sizes else math.prod(sizes)
+    ]  # as many as the smallest model's heads divide over
     rules = experiment.make_rules(devices)
     run, model, optimizer = experiment.run, experiment.model, experiment.optimizer
     step = make_train_step(
@@ -70,8 +74,14 @@ def test_every_file_builds_to_an_abstract_step(file):
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("parallel/")])
 def test_a_layout_replaces_another_whole(file):
-    bound = Settings(run_names(), [str(CONFIGS / file)]).bound("mesh")
-    assert set(bound) == set(parallel.MESH_AXES)
+    settings = Settings(run_names(), [str(CONFIGS / file)])
+    layout = parse_layout(Path(file).stem)
+    assert settings.bound("mesh") == dict.fromkeys(parallel.MESH_AXES, 1) | dict(layout.sizes)
+    assert settings.bound("rules") == {"sequence": False} | dict(layout.variants)
+
+
+def test_every_layout_is_a_file():
+    assert {f"parallel/{name}.gin" for name in LAYOUTS} == {f for f in FILES if f.startswith("parallel/")}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("ablations/")])

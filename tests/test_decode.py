@@ -1,8 +1,6 @@
 """The decode loop, with a fake model whose every token is known in advance and with a tiny GPT-J."""
 
-import dataclasses
-import re
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,49 +10,9 @@ import pytest
 import inference
 import modelzoo
 import parallel
-from inference import GenerationConfig, decode
-from modelzoo.layers.cache import begin, init_cache
-from modelzoo.outputs import CausalLMOutput
-
-VOCAB = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeConfig:
-    vocab_size: int = VOCAB
-    max_positions: int = 128
-
-
-class FakeLM(modelzoo.Model):
-    """Its next token is (3 x the sum of all tokens so far + the last position) mod V.
-
-    So it is wrong if the loop loses a token, shows padding, or miscounts positions.
-    """
-
-    config: Any = FakeConfig()
-    task: ClassVar[str] = "causal_lm"
-
-    def init_cache(self, batch_size, max_length, dtype=None):
-        return init_cache(1, batch_size, max_length, 1, 1, jnp.float32)
-
-    def __call__(self, input_ids, attention_mask=None, position_ids=None, cache=None, logits_to_keep=0):
-        num_new = input_ids.shape[1]
-        slots, mask, _, cache = begin(cache, attention_mask, num_new)
-        assert cache is not None and mask is not None and position_ids is not None  # noqa: PT018
-        (layer,) = cache.layers
-        layer = layer.write(*[input_ids[:, None, :, None].astype(jnp.float32)] * 2, slots[0])
-        total = jnp.sum(jnp.where(mask, layer.key[:, 0, :, 0], 0.0), axis=1).astype(jnp.int32)
-        following = (3 * total + position_ids[:, -1]) % self.config.vocab_size
-        distance = (jnp.arange(self.config.vocab_size) - following[:, None]) % self.config.vocab_size
-        return CausalLMOutput(-distance[:, None].astype(jnp.float32), cache.advance((layer,), num_new))
-
-
-def expected(prompt, num_new, vocab=VOCAB):
-    tokens = list(prompt)
-    for _ in range(num_new):
-        tokens.append((3 * sum(tokens) + len(tokens) - 1) % vocab)
-    return tokens[len(prompt) :]
-
+from inference import GenerationConfig
+from tests import zoo
+from tests.fake_lm import VOCAB, FakeLM, expected
 
 PROMPTS = ([5, 6, 7, 8], [9], [1, 2])
 LEFT = np.array([[5, 6, 7, 8], [0, 0, 0, 9], [0, 0, 1, 2]])
@@ -133,17 +91,6 @@ def test_stream_yields_what_generate_returns():
         next(inference.stream(FakeLM(), {}, ids, mask, config, chunk_size=0))
 
 
-def test_new_lengths_do_not_compile_again():
-    run_fake([[1, 2, 3]], max_new_tokens=4)
-    programs: Any = (decode._begin, decode._continue)
-    before = [program._cache_size() for program in programs]
-    for length, num_new in ((1, 4), (7, 9), (16, 16), (12, 2)):
-        prompt = list(range(1, length + 1))
-        out = run_fake([prompt], max_new_tokens=num_new)
-        assert out.sequences.tolist() == [prompt + expected(prompt, num_new)]
-    assert [program._cache_size() for program in programs] == before
-
-
 def test_samples_are_reproducible_and_independent_of_their_neighbours():
     config = GenerationConfig(do_sample=True, temperature=20.0, max_new_tokens=10, pad_token_id=0)
 
@@ -166,6 +113,67 @@ def test_several_samples_of_a_prompt_stand_together_and_differ():
     assert len({tuple(row) for row in out.sequences[:, 2:].tolist()}) == 6
 
 
+def test_a_streams_beams_and_texts_without_a_tokenizer_are_refused():
+    with pytest.raises(ValueError, match="beams cannot be streamed"):
+        next(inference.stream(FakeLM(), {}, [[1]], config=GenerationConfig(num_beams=2)))
+    with pytest.raises(ValueError, match="pass the tokenizer"):
+        run_fake([[1]], stop_strings="x")
+    with pytest.raises(ValueError, match="do not end groups"):
+        run_fake([[1]], stop_strings="x", num_beams=2, num_beam_groups=2, diversity_penalty=1.0)
+
+
+def test_penalties_count_what_was_generated():
+    out = run_fake([[9]], frequency_penalty=100.0, presence_penalty=100.0, max_new_tokens=VOCAB)
+    assert sorted(out.sequences[0, 1:].tolist()) == list(range(VOCAB))
+
+
+@pytest.fixture(scope="module")
+def mvp():
+    model = modelzoo.MvpForConditionalGeneration(zoo.tiny_mvp(max_position_embeddings=24))
+    return model, inference.prepare(model, zoo.random_params(model, scale=0.3))
+
+
+SOURCES = np.array([[3, 4, 5, 6, 7], [8, 9, 1, 1, 1]])
+
+
+def test_an_encoder_decoder_writes_after_its_start_token(mvp):
+    model, params = mvp
+    config = GenerationConfig(max_new_tokens=7, pad_token_id=1)
+    out = inference.generate(model, params, SOURCES, SOURCES != 1, config)
+    assert out.sequences[:, 0].tolist() == [9, 9]
+    assert out.sequences[:, -1].tolist() == [2, 2]  # the config's forced_eos_token_id
+    ids, mask = jnp.asarray(SOURCES), jnp.asarray(SOURCES != 1)
+    whole: Any = zoo.quick_jit(model.apply)(
+        {"params": params}, ids, None, attention_mask=mask, decoder_input_ids=out.sequences
+    )
+    np.testing.assert_array_equal(out.sequences[:, 1:-1], np.argmax(whole.logits, axis=-1)[:, :-2])
+    with pytest.raises(ValueError, match="past the encoder's 24 positions"):
+        inference.generate(model, params, np.full((1, 25), 5), config=config)
+    with pytest.raises(ValueError, match="max_new_tokens to 23 or less"):
+        inference.generate(model, params, SOURCES, config=GenerationConfig(max_new_tokens=24))
+
+
+def test_beams_come_best_first_with_scores_of_their_own(mvp):
+    _, params = mvp
+    unforced = zoo.tiny_mvp(max_position_embeddings=24, forced_eos_token_id=None)
+    model = modelzoo.MvpForConditionalGeneration(unforced)
+    config = GenerationConfig(
+        max_new_tokens=9,
+        num_beams=4,
+        num_return_sequences=3,
+        eos_token_id=2,
+        length_penalty=0.5,
+        output_logprobs=True,
+    )
+    out = inference.generate(model, params, SOURCES, SOURCES != 1, config)
+    assert out.sequences.shape[0] == 6
+    assert out.logprobs is not None
+    assert out.sequences_scores is not None
+    num_new = out.lengths - 1
+    np.testing.assert_allclose(out.sequences_scores, out.logprobs.sum(1) / num_new**0.5, rtol=1e-5)
+    assert (np.diff(out.sequences_scores.reshape(2, 3)) <= 0).all()
+
+
 def test_models_and_meshes_that_do_not_fit_are_refused():
     classifier = modelzoo.GPTJForSequenceClassification(modelzoo.get_config("tiny-gptj"))
     with pytest.raises(ValueError, match=r"^GPTJForSequenceClassification does not generate"):
@@ -183,24 +191,6 @@ def gptj():
 
 
 RAGGED = np.array([[11, 12, 13, 14, 15, 16], [0, 0, 0, 21, 22, 23], [0, 31, 32, 33, 34, 35]])
-
-
-def test_cached_logits_equal_uncached(gptj):
-    model, params = gptj
-    params = inference.prepare(model, params)
-    ids = jax.random.randint(jax.random.key(1), (3, 24), 1, 97)
-    mask, num_prompt = jnp.ones((3, 24), bool).at[1, :5].set(False).at[2, :9].set(False), 12
-    positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, 1)
-    whole = model.apply({"params": params}, input_ids=ids, attention_mask=mask, position_ids=positions).logits
-    step = jax.jit(decode.decode_step, static_argnums=0)
-    logits, position, cache = jax.jit(decode.prefill, static_argnums=(0, 4))(
-        model, params, ids[:, :num_prompt], mask[:, :num_prompt], 32
-    )
-    for slot in range(num_prompt, 24):
-        np.testing.assert_allclose(logits, whole[:, slot - 1], atol=2e-6, rtol=0)
-        logits, cache = step(model, params, ids[:, slot], position, cache)
-        position = position + 1
-    np.testing.assert_allclose(logits, whole[:, -1], atol=2e-6, rtol=0)
 
 
 def test_prepared_parameters_give_the_same_and_pass_through(gptj):
@@ -223,24 +213,6 @@ def test_padding_side_and_bucket_do_not_change_tokens(gptj):
     out = inference.generate(model, params, right, right > 0, config)
     for row in range(3):
         assert left.sequences[row, 6:].tolist() == out.sequences[row, : out.lengths[row]].tolist()[-8:]
-
-
-@pytest.mark.parametrize("num_rows", [1, 2])
-def test_the_loop_updates_its_cache_in_place(gptj, num_rows, monkeypatch):
-    model, params = gptj
-    texts = []
-
-    def compile_only(**arguments):
-        texts.append(program.lower(**arguments).compile().as_text())
-        return program(**arguments)
-
-    program: Any = decode._continue
-    monkeypatch.setattr(decode, "_continue", compile_only)
-    ids = np.ones((num_rows, 4), int)
-    inference.generate(model, params, ids, config=GenerationConfig(max_new_tokens=40, min_new_tokens=1))
-    # [.., heads 4, slots 64, 16]: nothing of the cache's shape may be copied.
-    assert re.search(r"\[(\d,)?4,64,16\]\S* dynamic-update-slice\(", texts[0])
-    assert not re.search(r"\[(\d,)?4,64,16\]\S* copy\(", texts[0])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-import json
 import logging
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,56 +13,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import inference
 import modelzoo
 import parallel
-from modelzoo import hf, registry
+from modelzoo import hf
 from tests import torch_files
-
-V, D, L, N = 67, 32, 3, 4
-HF_CONFIG = {
-    "model_type": "gptj",
-    "architectures": ["GPTJForCausalLM"],
-    "vocab_size": V,
-    "n_positions": 16,
-    "n_embd": D,
-    "n_layer": L,
-    "n_head": N,
-    "rotary_dim": 4,
-    "n_inner": 48,
-    "torch_dtype": "float32",
-    "some_field_of_the_future": {"a": 1},
-}
-
-
-def make_tensors(prefix="transformer.", **heads):
-    """A GPT-J checkpoint as transformers writes it."""
-    rng = np.random.default_rng(0)
-    shapes = {"wte.weight": (V, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
-    for i in range(L):
-        layer = {"ln_1.weight": (D,), "ln_1.bias": (D,), "mlp.fc_in.weight": (48, D), "mlp.fc_in.bias": (48,)}
-        layer |= {"mlp.fc_out.weight": (D, 48), "mlp.fc_out.bias": (D,)}
-        layer |= {f"attn.{name}_proj.weight": (D, D) for name in ("q", "k", "v", "out")}
-        shapes |= {f"h.{i}.{name}": shape for name, shape in layer.items()}
-    shapes = {prefix + name: shape for name, shape in shapes.items()} | heads
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-LM_HEAD = {"lm_head.weight": (V, D), "lm_head.bias": (V,)}
+from tests.hf_folders import LM_HEAD, D, L, N, V, equal, make_tensors, write
 
 
 @pytest.fixture(scope="module")
 def tensors():
     return make_tensors(**LM_HEAD)
-
-
-def write(folder, tensors, name="model.safetensors", **hf_config):
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / "config.json").write_text(json.dumps(HF_CONFIG | hf_config))
-    if name.endswith("safetensors"):
-        safetensors.numpy.save_file(tensors, folder / name)
-    else:
-        torch_files.save_archive(folder / name, tensors)
-    return folder
 
 
 def check_trunk(params, tensors, prefix="transformer."):
@@ -83,17 +43,6 @@ def check_trunk(params, tensors, prefix="transformer."):
     np.testing.assert_array_equal(got["norm"]["scale"], layers("ln_1"))
     np.testing.assert_array_equal(params["embed"]["embedding"][:V], tensors[prefix + "wte.weight"])
     np.testing.assert_array_equal(params["final_norm"]["bias"], tensors[prefix + "ln_f.bias"])
-
-
-def equal(tree, other):
-    same = jax.tree.map(
-        lambda a, b: (
-            a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        ),
-        tree,
-        other,
-    )
-    return all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -215,89 +164,6 @@ def test_a_new_head_lies_on_the_mesh(tmp_path):
     assert equal(plain, inside)
 
 
-@pytest.mark.parametrize("form", ["stacked", "unstacked", "boxed", "numpy", "listed"])
-def test_to_hf_takes_every_form(tmp_path, tensors, form):
-    model, params = modelzoo.from_hf(write(tmp_path / "in", tensors))
-    if form == "unstacked":
-        params = modelzoo.unstack_layers(params)
-    elif form == "listed":
-        params = modelzoo.unstack_layers(params)
-        params["trunk"]["layers"] = list(params["trunk"]["layers"])
-    elif form == "boxed":
-        params = jax.tree.map(lambda a: nn.LogicallyPartitioned(a, (None,) * a.ndim), params)
-    elif form == "numpy":
-        params = jax.tree.map(np.asarray, params)
-    modelzoo.to_hf(model, params, tmp_path / "out")
-    again = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
-    assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
-    hf_config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert hf_config["architectures"] == ["GPTJForCausalLM"]
-    assert hf_config["model_type"] == "gptj"
-    assert hf_config["torch_dtype"] == "float32"
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_round_trip_is_bit_equal(tmp_path, dtype):
-    rng = np.random.default_rng(0)
-    for cls in registry.get_family("gptj").classes:
-        labels = 2 if cls.task == "question_answering" else 5
-        config = modelzoo.get_config("tiny-gptj", vocab_size=67, num_labels=labels)
-        model = cls(config, dtype=dtype, param_dtype=dtype)
-        params = jax.tree.map(
-            lambda spec: jnp.asarray(rng.standard_normal(spec.shape).astype(dtype)),
-            modelzoo.abstract_params(model),
-        )
-        modelzoo.to_hf(model, params, tmp_path, max_shard_size="100KB")
-        again, loaded = modelzoo.from_hf(tmp_path)
-        assert again == model
-        assert equal(params, loaded)
-
-
-def test_shards_and_their_index(tmp_path, tensors):
-    model, params = modelzoo.from_hf(write(tmp_path / "in", tensors))
-    out = tmp_path / "out"
-    modelzoo.to_hf(model, params, out, max_shard_size=20_000)
-    index = json.loads((out / "model.safetensors.index.json").read_text())
-    files = sorted(set(index["weight_map"].values()))
-    assert files == sorted(path.name for path in out.glob("*.safetensors"))
-    assert len(files) > 2
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
-    for name in files:
-        held = safetensors.numpy.load_file(out / name)
-        assert sum(tensor.nbytes for tensor in held.values()) <= 20_000
-        for tensor, array in held.items():
-            assert index["weight_map"][tensor] == name
-            np.testing.assert_array_equal(array, tensors[tensor])
-    assert equal(modelzoo.from_hf(out)[1], params)
-    modelzoo.to_hf(model, params, out)  # in one file now: nothing of the parts stays
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_to_hf_over_the_folder_it_came_from(tmp_path, tensors):
-    model, params = modelzoo.from_hf(write(tmp_path, tensors))
-    params["lm_head"]["bias"] = params["lm_head"]["bias"] + 1
-    modelzoo.to_hf(model, params, tmp_path)
-    assert equal(modelzoo.from_hf(tmp_path)[1], params)
-
-
-def test_only_the_first_process_writes(tmp_path, tensors, monkeypatch):
-    model, params = modelzoo.from_hf(write(tmp_path / "in", tensors))
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    modelzoo.to_hf(model, params, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_to_hf_refuses_what_is_not_the_model(tmp_path, tensors):
-    model, params = modelzoo.from_hf(write(tmp_path / "in", tensors))
-    with pytest.raises(ValueError, match=r"trunk\.layers.* is missing"):
-        modelzoo.to_hf(model, {"lm_head": params["lm_head"]}, tmp_path / "out")
-    with pytest.raises(ValueError, match="max_shard_size"):
-        modelzoo.to_hf(model, params, tmp_path / "out", max_shard_size="many")
-    with pytest.raises(OSError, match="cannot write to"):
-        modelzoo.to_hf(model, params, tmp_path / "in" / "config.json")
-    assert not (tmp_path / "out").exists()
-
-
 BAD = {
     "model_type": (dict(model_type="llama"), "config.json: unknown model_type 'llama'"),
     "architecture": (dict(architectures=["GPTJForLuck"]), "unknown architecture 'GPTJForLuck'"),
@@ -363,7 +229,8 @@ folder, stage, fsdp, tensor = sys.argv[1], *map(int, sys.argv[2:])
 mesh = parallel.make_mesh(stage=stage, fsdp=fsdp, tensor=tensor) if fsdp else None
 modelzoo.from_hf(folder + "/small", mesh=mesh)  # imports and compiles what a load needs
 before = status("VmRSS")
-params = jax.block_until_ready(modelzoo.from_hf(folder + "/large", mesh=mesh)[1])
+# Layers of their own are put together like stacked ones.
+params = jax.block_until_ready(modelzoo.from_hf(folder + "/large", mesh=mesh, unstack=bool(mesh))[1])
 print((status("VmHWM") - before) / sum(a.nbytes for a in jax.tree.leaves(params)))
 """
 
@@ -386,3 +253,49 @@ def test_memory_is_bounded(tmp_path, layout):
     )
     assert done.returncode == 0, done.stderr
     assert 0.9 < float(done.stdout) < 1.15
+
+
+@pytest.mark.parametrize("mesh", [None, dict(fsdp=2, tensor=4)], ids=str)
+def test_layers_of_their_own_and_int8_on_the_way_in(tmp_path, tensors, mesh, monkeypatch):
+    folder = write(tmp_path, tensors)
+    rules = mesh and parallel.make_rules(parallel.make_mesh(**mesh))
+    _, stacked = modelzoo.from_hf(folder, rules=rules)
+    model, layers = modelzoo.from_hf(folder, rules=rules, unstack=True)
+    want = modelzoo.unstack_layers(stacked)
+    assert jax.tree.structure(layers) == jax.tree.structure(want)
+    assert equal(layers, want)
+
+    whole: list[Any] = []  # in full precision, while the next is read
+    read = hf.placing.read_array
+
+    def spy(*args):
+        whole.append(weakref.ref(array := read(*args)))
+        return array
+
+    monkeypatch.setattr(hf.placing, "read_array", spy)
+    largest = []
+    turn = hf.quantizing.quantize_array
+
+    def count(array, shared):
+        alive = [ref() for ref in whole]
+        largest.append(
+            sum(a.nbytes for a in alive if a is not None and a.ndim > 1 and a.shape[0] not in (V, V + 1))
+        )
+        return turn(array, shared)
+
+    monkeypatch.setattr(hf.quantizing, "quantize_array", count)
+    _, packed = modelzoo.from_hf(folder, rules=rules, quantize="int8")
+    assert max(largest) == 68 * D * 4 if mesh else V * D * 4  # one array at a time: the head's is the largest
+    monkeypatch.undo()
+    expected = inference.prepare(model, stacked, rules, quantize="int8")
+    assert jax.tree.structure(packed) == jax.tree.structure(expected)
+    assert equal(packed, expected)
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), packed, expected)
+        )
+    )
+    with pytest.raises(ValueError, match="quantize = 'fp8'"):
+        modelzoo.from_hf(folder, quantize="fp8")
+    with pytest.raises(ValueError, match="is in int8: write the parameters"):
+        modelzoo.to_hf(model, packed, tmp_path / "out")

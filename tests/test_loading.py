@@ -9,8 +9,11 @@ import pytest
 
 import modelzoo
 import parallel
+from inference.dry_run import plan_load
 from inference.loading import open_checkpoint
 from parallel.checkpoint import save_tree
+from tests import zoo
+from tests.test_cluster import results
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,29 @@ def test_arrays_of_another_architecture_are_refused(run, tmp_path, model, params
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="mlp/fc_in"):
         open_checkpoint(tmp_path, jnp.float32).read_params()
+
+
+def test_two_processes_read_what_their_devices_hold(tmp_path):
+    model = modelzoo.GPTJForCausalLM(zoo.tiny_gptj(n_embd=32, n_head=4, n_inner=36, vocab_size=38))
+    modelzoo.to_hf(model, zoo.random_params(model), tmp_path)
+    command = ["-m", "tests.cluster_loading", str(tmp_path), "fsdp=2,tensor=2"]
+    found = results(dict.fromkeys(range(2), command), devices=2)
+    assert {code for code, _, _ in found.values()} == {0}, found
+    reports = [json.loads(lines[-1]) for _, lines, _ in found.values()]
+    sizes = dict(fsdp=2, tensor=2)
+    plan = plan_load(tmp_path, sizes, quantize="int8", hosts=2)
+    assert [(report["read"], report["held"]) for report in reports] == [
+        (host.reads, host.holds) for host in plan.hosts
+    ]
+    assert sum(report["read"] for report in reports) < 1.1 * plan_load(tmp_path).hosts[0].reads
+    # Scales are of whole channels, though each process saw a part of them: the same values as in one process.
+    rules = parallel.make_rules(parallel.make_mesh(**sizes, devices=jax.devices()[:4]))
+    alone = open_checkpoint(tmp_path, "float32").read_prepared(rules, "int8")
+    for report, devices in zip(reports, (jax.devices()[:2], jax.devices()[2:4]), strict=True):
+        sums = [
+            float(np.sum(np.abs(np.asarray(shard.data, np.float64))))
+            for leaf in jax.tree.leaves(alone)
+            for shard in leaf.addressable_shards
+            if shard.device in devices
+        ]
+        assert report["sums"] == sums

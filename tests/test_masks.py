@@ -41,6 +41,12 @@ def test_causal_bias(mask, slots, dtype):
     np.testing.assert_array_equal(bias, by_loop(mask, slots, 5))
 
 
+def test_rows_may_stand_at_slots_of_their_own():
+    bias = causal_bias(jnp.array([[1, 0, 1, 1]] * 2), jnp.array([[0, 1], [2, 3]]), 4)
+    one, two = (by_loop([[1, 0, 1, 1]], slots, 4) for slots in ([0, 1], [2, 3]))
+    np.testing.assert_array_equal(bias, np.concatenate([one, two]))
+
+
 def test_any_number_but_zero_is_real():
     """As in transformers, where a mask of 2s hides nothing."""
     bias = causal_bias(jnp.array([[2, 0, -1]]), jnp.arange(3), 3)

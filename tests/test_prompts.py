@@ -82,16 +82,21 @@ def test_seen_holds_the_row_as_passed_in():
 
 
 def test_output_keeps_left_padding_and_closes_right_padding():
-    config = GenerationConfig(max_new_tokens=8, eos_token_id=9, pad_token_id=0)
-    new = np.array([[7, 9, 0], [7, 8, 7]])
+    new = np.array([[7, 9, 3, 3], [7, 8, 7, 3]])
 
     def output(ids, mask):
-        return prepare_prompts(ids, mask, config, VOCAB, WINDOW).output(new, None, config)
+        return prepare(ids, mask).sequences(new, np.array([2, 3]), fill_id=0)
 
-    left = output([[0, 5], [3, 4]], [[0, 1], [1, 1]])
-    assert left.sequences.tolist() == [[0, 5, 7, 9, 0], [3, 4, 7, 8, 7]]
-    assert left.lengths.tolist() == [4, 5]
-    right = output([[5, 0], [3, 4]], [[1, 0], [1, 1]])
-    assert right.sequences.tolist() == [[5, 7, 9, 0, 0], [3, 4, 7, 8, 7]]
-    assert right.lengths.tolist() == [3, 5]
-    assert right.sequences.dtype == right.lengths.dtype == np.int32
+    left, lengths = output([[0, 5], [3, 4]], [[0, 1], [1, 1]])
+    assert left.tolist() == [[0, 5, 7, 9, 0], [3, 4, 7, 8, 7]]
+    assert lengths.tolist() == [4, 5]
+    right, lengths = output([[5, 0], [3, 4]], [[1, 0], [1, 1]])
+    assert right.tolist() == [[5, 7, 9, 0, 0], [3, 4, 7, 8, 7]]
+    assert lengths.tolist() == [3, 5]
+    assert right.dtype == lengths.dtype == np.int32
+
+
+def test_several_results_of_a_prompt_stand_together():
+    sequences, lengths = prepare([[5, 6]]).sequences(np.array([[7, 8], [9, 3]]), np.array([2, 1]), fill_id=0)
+    assert sequences.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
+    assert lengths.tolist() == [4, 3]

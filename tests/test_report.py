@@ -112,6 +112,39 @@ def test_tensor_parallel_forward_of_bloom():
     check_tensor_parallel(forward_report(make_rules(tensor=4), model), "BloomBlock")
 
 
+@pytest.mark.parametrize("family", ["gptj", "bloom"])
+def test_sequence_parallel_forward_gathers_before_each_column_split(family):
+    """Two all-gathers a block (GPT-J's attention and MLP read one norm, so one), one of the head's input.
+
+    Behind each row split a TPU scatters the sum where a CPU reduces all of it, as above.
+    """
+    model = MODEL
+    if family == "bloom":
+        model = modelzoo.BloomForCausalLM(
+            modelzoo.get_config("tiny-bloom", vocab_size=V, n_layer=L, hidden_size=D, n_head=8)
+        )
+    rules = parallel.make_rules(parallel.make_mesh(tensor=4, devices=jax.devices()[:4]), sequence=True)
+    report = forward_report(rules, model)
+    gathers = L * (1 if family == "gptj" else 2) + 1
+    assert counted(report, "kind", "axes", "shape") == {
+        ("all-gather", ("tensor",), (B, T, D)): gathers,
+        ("all-reduce", ("tensor",), (B, T, D)): 2 * L + 1,
+    }
+    reduced = {one.module.rpartition("/")[2] for one in report.collectives if one.kind == "all-reduce"}
+    assert reduced == {"embed", "out", "fc_out"}
+
+
+def test_a_ring_passes_keys_and_values_on_and_gathers_nothing():
+    """Of two devices each sends its keys and values once a block, and a half of q, k, v and y to deal work evenly."""
+    report = forward_report(make_rules(context=2))
+    heads = MODEL.config.n_head
+    half = (B, heads, T // 4, D // heads)
+    assert counted(report, "kind", "axes", "shape") == {
+        ("collective-permute", ("context",), (2, *half)): 2 * L,
+        ("collective-permute", ("context",), half): 4 * L,
+    }
+
+
 def test_a_surprise_is_seen():
     """Logits asked for in one piece: one gathering more, and that alone."""
 

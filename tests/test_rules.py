@@ -1,5 +1,7 @@
 """Rules: the table from logical to mesh axes, its checks, and its being in force."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -173,3 +175,27 @@ def test_use_ends_after_an_error(rules):
         raise RuntimeError("planted")
     assert not nn.get_logical_axis_rules()
     assert jax.sharding.get_mesh().empty
+
+
+def test_sequence_splits_the_stream_between_layers_alone():
+    mesh = make_mesh(context=2, tensor=4)
+    rules = make_rules(mesh, sequence=True)
+    assert rules.spec(("act_stream",)) == P(("context", "tensor"))
+    assert rules.spec(("act_length", "act_heads")) == P("context", "tensor")
+    assert make_rules(mesh).spec(("act_stream",)) == P("context")
+    with pytest.raises(ValueError, match="sequence=True .* tensor, which is 1 here: .* has tensor=2"):
+        make_rules(make_mesh(data=8), sequence=True)
+    with pytest.raises(ValueError, match="context_attention='rink' is unknown: choose ring or all-gather"):
+        make_rules(mesh, context_attention="rink")
+
+
+def test_rules_for_decoding():
+    """One token at a time leaves no sequence to split: the rest stays."""
+    mesh = make_mesh(data=2, tensor=4)
+    rules = make_rules(mesh, sequence=True).for_decoding()
+    assert rules.spec(("act_stream", "heads")) == P(None, "tensor")
+    for axis, what in (("context", "sequence"), ("stage", "layers")):
+        sizes: dict[str, Any] = {axis: 2, "tensor": 4}
+        message = f"mesh axis {axis}=2 splits the {what}, .* has {axis}=1,tensor=8"
+        with pytest.raises(ValueError, match=message):
+            make_rules(make_mesh(**sizes)).for_decoding()

@@ -30,6 +30,7 @@ import optax
 import modelzoo
 import parallel
 from modelzoo.layers import stack
+from parallel.layouts import describe
 from train.optim import adamw
 from train.state import init_state
 from train.step import has_dropout, make_train_step
@@ -62,8 +63,7 @@ class Case:
     @property
     def label(self) -> str:
         """Such as "stage=2,tensor=2, 1f1b"."""
-        shape = {} if self.rules is None else self.rules.mesh.shape
-        mesh = ",".join(f"{axis}={size}" for axis, size in shape.items() if size > 1) or "one device"
+        mesh = describe(self.rules)
         return f"{mesh}, {self.schedule}" if self.num_stages > 1 else mesh
 
 

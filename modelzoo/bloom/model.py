@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from modelzoo import tasks
 from modelzoo.bloom.config import BloomConfig
 from modelzoo.layers import stack
-from modelzoo.layers.attention import Attention, LayerInputs
+from modelzoo.layers.attention import Attention, AttentionInputs
+from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, begin
 from modelzoo.layers.embed import Embed, embed_inputs
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import causal_bias
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import alibi_bias
@@ -34,11 +34,9 @@ class BloomBlock(Block):
     def __call__(
         self,
         x_BTD: jax.Array,
-        bias: jax.Array | None = None,
-        alibi: jax.Array | None = None,
-        output_attentions: bool = False,
         deterministic: bool = True,
-        **attending: Unpack[LayerInputs],
+        output_attentions: bool = False,
+        **attending: Unpack[AttentionInputs],
     ) -> tuple[jax.Array, stack.LayerOutput]:
         c: BloomConfig = self.config
         width, drop = c.hidden_size, dropout_layer(c.hidden_dropout)
@@ -46,12 +44,10 @@ class BloomBlock(Block):
             width, *c.cache_heads, dropout=c.attention_dropout, name="attention", **self.projections
         )
         mlp = Mlp(width, 4 * width, "gelu_pytorch_tanh", c.hidden_dropout, name="mlp", **self.projections)
-        # Added up here, the two biases are never an array [B, N, T, S] outside the layer that reads them.
-        bias = bias if alibi is None or bias is None else bias + alibi
 
         h_BTD = LayerNorm(width, c.layer_norm_epsilon, name="attention_norm", **self.dtypes)(x_BTD)
         residual_BTD = h_BTD if c.apply_residual_connection_post_layernorm else x_BTD
-        h_BTD, probs, cache = attention(h_BTD, bias=bias, deterministic=deterministic, **attending)
+        h_BTD, probs, cache = attention(h_BTD, deterministic=deterministic, **attending)
         x_BTD = residual_BTD + drop(h_BTD, deterministic=deterministic)
 
         h_BTD = LayerNorm(width, c.layer_norm_epsilon, name="mlp_norm", **self.dtypes)(x_BTD)
@@ -90,9 +86,7 @@ class BloomModel(Trunk):
             real_BS = jnp.ones((1, num_keys), bool)
         else:
             real_BS = mask_BS
-        shared = dict(
-            bias=causal_bias(mask_BS, slots_T, num_keys), alibi=alibi_bias(real_BS, self.config.n_head)
-        )
+        shared = dict(bias=Bias(mask_BS, slots_T, alibi_bias(real_BS, self.config.n_head)))
         return self.run(x_BTD, shared, cache, head_mask, **options)
 
 

@@ -15,10 +15,10 @@ from modelzoo.gptj.config import GPTJConfig
 from modelzoo.heads import LMHead
 from modelzoo.layers import stack
 from modelzoo.layers.attention import Attention, AttentionInputs
+from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, begin
 from modelzoo.layers.embed import Embed, check_length, embed_inputs
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import causal_bias
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import rotary_tables, rotate
@@ -97,10 +97,10 @@ class GPTJModel(Trunk):
         x_BTD = self.embed_dropout(x_BTD, deterministic=options.get("deterministic", True))
         check_length(x_BTD, c.n_positions, "n_positions")
 
-        slots_T, mask_BS, num_keys, cache = begin(cache, attention_mask, x_BTD.shape[1])
-        position_ids = slots_T[None] if position_ids is None else position_ids
+        slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
+        position_ids = slots_T.reshape(-1, x_BTD.shape[1]) if position_ids is None else position_ids
         shared = dict(
-            bias=causal_bias(mask_BS, slots_T, num_keys),
+            bias=Bias(mask_BS, slots_T),
             rotary=rotary_tables(position_ids, c.rotary_dim or c.head_dim),
         )
         return self.run(x_BTD, shared, cache, head_mask, **options)

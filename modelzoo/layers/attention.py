@@ -5,7 +5,10 @@ are arguments, relative positions a field; none of them is a subclass. Scores an
 dtype.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import flax.linen as nn
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzoo.axes import constrain
+from modelzoo.layers.bias import Bias, as_bias
 from modelzoo.layers.cache import LayerCache
 from modelzoo.layers.linear import Initializer, Linear, dropout_layer, parameter
 from modelzoo.layers.position import relative_scores
@@ -32,9 +36,9 @@ class LayerInputs(TypedDict, total=False):
 
 
 class AttentionInputs(LayerInputs, total=False):
-    """The same with the bias [B, N, T, S], or broadcastable to it."""
+    """The same with the bias, in parts or broadcastable to [B, N, T, S]."""
 
-    bias: jax.Array | None
+    bias: Bias | jax.Array | None
 
 
 def dot_product_attention(
@@ -63,6 +67,77 @@ def dot_product_attention(
     if head_mask is not None:
         probs = probs * head_mask.astype(probs.dtype)[:, None, None]
     return jnp.einsum("bnts,bnsh->bnth", probs, v_BNSH), probs
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """What one attention computes, once its projections are made; for whoever computes it (`attend_by`).
+
+    Attributes:
+        q_BNTH: queries, scaled.
+        k_BNSH, v_BNSH: keys and values.
+        bias: added to the scores; see `Attention.__call__`.
+        relative, table_RH: kind and vectors of relative positions (`position.relative_scores`), or None.
+        first_slot: int32 [] (or [B]), the slot of the first query; 0 without a cache.
+        prefix: keys and values [N, P, H] before all others, or None.
+        dropout: applied to the probabilities [B, N, T, P + S]; None: there is none.
+        head_mask: [N], multiplied into the probabilities after dropout, or None.
+        has_cache: keys and values are a cache's slots.
+    """
+
+    q_BNTH: jax.Array
+    k_BNSH: jax.Array
+    v_BNSH: jax.Array
+    bias: Bias | jax.Array | None = None
+    relative: str | None = None
+    table_RH: jax.Array | None = None
+    first_slot: jax.Array | int = 0
+    prefix: tuple[jax.Array, jax.Array] | None = None
+    dropout: Callable[[jax.Array], jax.Array] | None = None
+    head_mask: jax.Array | None = None
+    has_cache: bool = False
+
+
+def attend(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
+    """softmax(q · k + bias) · v over all keys at once.
+
+    Returns:
+        (context [B, N, T, H] in v's dtype, probabilities [B, N, T, P + S] as multiplied with v).
+    """
+    k_BNSH, v_BNSH = call.k_BNSH, call.v_BNSH
+    bias = as_bias(call.bias).dense(k_BNSH.shape[2])
+    if call.relative is not None:
+        assert call.table_RH is not None
+        first = jnp.asarray(call.first_slot, jnp.int32)
+        distances = relative_scores(call.relative, call.table_RH, call.q_BNTH, k_BNSH, first)
+        bias = distances if bias is None else bias + distances
+    if call.prefix is not None:
+        num_rows, (_, num_prefix, _) = k_BNSH.shape[0], call.prefix[0].shape
+        before = (jnp.broadcast_to(a.astype(k_BNSH.dtype), (num_rows, *a.shape)) for a in call.prefix)
+        k_BNSH, v_BNSH = (
+            jnp.concatenate(pair, axis=2) for pair in zip(before, (k_BNSH, v_BNSH), strict=True)
+        )
+        if bias is not None:
+            bias = jnp.pad(bias, ((0, 0),) * (bias.ndim - 1) + ((num_prefix, 0),))
+    dropout = call.dropout or (lambda probs: probs)
+    return dot_product_attention(call.q_BNTH, k_BNSH, v_BNSH, bias, dropout, call.head_mask)
+
+
+Attend = Callable[[AttentionCall], tuple[jax.Array, jax.Array]]
+_ATTEND: contextvars.ContextVar[Attend] = contextvars.ContextVar("attend", default=attend)
+
+
+@contextlib.contextmanager
+def attend_by(function: Attend) -> Iterator[None]:
+    """Has every attention inside computed by `function`, which returns what `attend` returns.
+
+    This is how a mesh that splits the sequence brings its own attention, whatever the family (`parallel.context`).
+    """
+    token = _ATTEND.set(function)
+    try:
+        yield
+    finally:
+        _ATTEND.reset(token)
 
 
 class Attention(nn.Module):
@@ -100,7 +175,7 @@ class Attention(nn.Module):
         *,
         source_BSD: jax.Array | None = None,
         projected: LayerCache | None = None,
-        bias: jax.Array | None = None,
+        bias: Bias | jax.Array | None = None,
         rotary: Callable[[jax.Array], jax.Array] | None = None,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         cache: LayerCache | None = None,
@@ -114,7 +189,7 @@ class Attention(nn.Module):
             x_BTD: [B, T, D].
             source_BSD: keys and values come from here instead of x.
             projected: keys and values as an earlier call made them of a source; no source is read then.
-            bias: additive, broadcastable to [B, N, T, S] (S counts cached slots, and not the prefix).
+            bias: additive, in parts or broadcastable to [B, N, T, S] (S counts cached slots, and not the prefix).
             rotary: rotates queries and keys [B, T, N, H] by their positions.
             prefix: keys and values [N, P, H] that stand before all others and are seen by every query of every row.
             cache: keys and values of earlier tokens; the new ones are written at `cache_index`.
@@ -129,7 +204,11 @@ class Attention(nn.Module):
             ValueError: `relative` is no known kind.
         """
         crosses = source_BSD is not None or projected is not None
-        source_BSD = x_BTD if source_BSD is None else source_BSD
+        x_BTD = constrain(x_BTD, "act_batch", "act_length", "act_embed")
+        if source_BSD is None:
+            source_BSD = x_BTD
+        else:
+            source_BSD = constrain(source_BSD, "act_batch", "act_length", "act_embed")
         heads = (self.num_heads, self.head_dim)
         shared: dict[str, Any] = dict(
             kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
@@ -152,34 +231,35 @@ class Attention(nn.Module):
                 written = cache.write(written.key, written.value, cache_index)
         else:
             written = projected
-        k_BNSH, v_BNSH = written.key.astype(self.dtype), written.value.astype(self.dtype)
+        table_RH = None
         if self.relative is not None:
             shape, axes = (2 * self.max_positions - 1, self.head_dim), (None, "head_dim")
             table_RH = parameter(
                 self, "distance", self.kernel_init, shape, axes, self.param_dtype, self.dtype
             )
-            first = jnp.int32(0) if cache_index is None else cache_index
-            distances = relative_scores(self.relative, table_RH, q_BNTH, k_BNSH, first)
-            bias = distances if bias is None else bias + distances
-        if prefix is not None:
-            num_rows, (_, num_prefix, _) = k_BNSH.shape[0], prefix[0].shape
-            before = (jnp.broadcast_to(a.astype(self.dtype), (num_rows, *a.shape)) for a in prefix)
-            k_BNSH, v_BNSH = (
-                jnp.concatenate(pair, axis=2) for pair in zip(before, (k_BNSH, v_BNSH), strict=True)
-            )
-            if bias is not None:
-                bias = jnp.pad(bias, ((0, 0),) * (bias.ndim - 1) + ((num_prefix, 0),))
 
         def drop(probs: jax.Array) -> jax.Array:
             return dropout_layer(self.dropout)(probs, deterministic=deterministic)
 
-        context_BNTH, probs = dot_product_attention(q_BNTH, k_BNSH, v_BNSH, bias, drop, head_mask)
+        call = AttentionCall(
+            q_BNTH,
+            *written.read(self.dtype),
+            bias,
+            self.relative,
+            table_RH,
+            0 if cache_index is None else cache_index,
+            prefix,
+            None if deterministic or self.dropout == 0.0 else drop,
+            head_mask,
+            has_cache=cache is not None,
+        )
+        context_BNTH, probs = _ATTEND.get()(call)
         context_BTNH = constrain(context_BNTH.swapaxes(1, 2), "act_batch", "act_length", "act_heads", None)
         out = Linear(
             heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared
         )
         return (
-            constrain(out(context_BTNH), "act_batch", "act_length", "act_embed"),
+            constrain(out(context_BTNH), "act_batch", "act_stream", "act_embed"),
             probs,
             written if crosses or cache is not None else None,
         )

@@ -13,17 +13,26 @@ from flax import struct
 from jax import lax
 
 from modelzoo.axes import constrain
+from modelzoo.layers.quantized import Quantized, dequantize, is_quantized, quantize
 
 
 @struct.dataclass
 class LayerCache:
-    """One layer's keys and values, each [B, K, S, H] ([L, B, K, S, H] where layers are stacked)."""
+    """One layer's keys and values, each [B, K, S, H] ([L, B, K, S, H] where layers are stacked).
 
-    key: jax.Array
-    value: jax.Array
+    In int8 each is a `Quantized` with a scale per token and head.
+    """
+
+    key: Any
+    value: Any
 
     def write(self, key_BKTH: jax.Array, value_BKTH: jax.Array, index: jax.Array) -> "LayerCache":
         """Puts T new keys and values into the slots index, index + 1, ...
+
+        Args:
+            key_BKTH, value_BKTH: the new ones.
+            index: int32 [], or [B] where every row has a slot of its own. Where the new ones would pass the last slot,
+                they are written into the last T.
 
         Raises:
             ValueError: the cache was made for another batch or other heads.
@@ -40,12 +49,27 @@ class LayerCache:
             if slots.shape[0] == 1:
                 # A batch of one is updated without its dimension, which XLA drops wherever it reads the cache: told
                 # so, it writes in place (`inference.decode` carries such a cache likewise).
-                slots = lax.dynamic_update_slice_in_dim(slots[0], new[0], index, axis=1)[None]
+                slots = lax.dynamic_update_slice_in_dim(slots[0], new[0], index.reshape(()), axis=1)[None]
+            elif index.ndim:
+                slots = jax.vmap(lambda row, new, at: lax.dynamic_update_slice_in_dim(row, new, at, axis=1))(
+                    slots, new, index
+                )
             else:
                 slots = lax.dynamic_update_slice_in_dim(slots, new, index, axis=2)
             return constrain(slots, "act_batch", "act_heads", None, None)
 
-        return LayerCache(put(self.key, key_BKTH), put(self.value, value_BKTH))
+        def write(held: Any, new: jax.Array) -> Any:
+            if not is_quantized(held):
+                return put(held, new)
+            packed = quantize(new, (new.ndim - 1,))
+            return Quantized(put(held.values, packed.values), put(held.scale, packed.scale))
+
+        return LayerCache(write(self.key, key_BKTH), write(self.value, value_BKTH))
+
+    def read(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Keys and values as numbers to compute with."""
+        key, value = (dequantize(held, dtype).astype(dtype) for held in (self.key, self.value))
+        return key, value
 
 
 @struct.dataclass
@@ -54,7 +78,7 @@ class Cache:
 
     Attributes:
         layers: LayerCache with stacked arrays [L, ...], or a tuple of L of them (`modelzoo.unstack_layers`).
-        index: int32 [], the next slot to write; every row of the batch writes the same slot.
+        index: int32 [], the next slot to write, the same for every row of the batch; or [B], each row's own.
         mask: bool [B, S], the slots that hold a real token.
         cross: the same as `layers` for cross-attention: the encoder's keys and values as each layer projected them
             in the call that was given the encoder's states; None before that call and where there is no encoder.
@@ -85,8 +109,14 @@ class Cache:
                 f"attention_mask has length {length}: with a cache it has the length of the new tokens ({num_new}), "
                 f"or covers the slots from the first, at most {num_slots}"
             )
+        attention_mask = attention_mask.astype(bool)
         start = self.index if length == num_new else jnp.int32(0)
-        mask = lax.dynamic_update_slice(self.mask, attention_mask.astype(bool), (0, start))
+        if start.ndim:
+            mask = jax.vmap(lambda row, new, at: lax.dynamic_update_slice_in_dim(row, new, at, axis=0))(
+                self.mask, attention_mask, start
+            )
+        else:
+            mask = lax.dynamic_update_slice(self.mask, attention_mask, (0, start))
         return dataclasses.replace(self, mask=mask)
 
     def advance(self, layers: Any, num_new: int, cross: Any = None) -> "Cache":
@@ -105,11 +135,16 @@ def init_cache(
         max_length: S, the number of slots: prompt and new tokens together.
         num_kv_heads: K.
         head_dim: H.
-        dtype: dtype of keys and values.
+        dtype: dtype of keys and values. int8 keeps them in 8 bits with a float32 scale per token and head.
     """
     shape = (num_layers, batch_size, num_kv_heads, max_length, head_dim)
+
     # Two arrays, not one twice: a donated cache must not hold the same buffer under two names.
-    layers = LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    def empty() -> Any:
+        values = jnp.zeros(shape, dtype)
+        return Quantized(values, jnp.zeros((*shape[:-1], 1), jnp.float32)) if dtype == jnp.int8 else values
+
+    layers = LayerCache(empty(), empty())
     return Cache(layers, jnp.zeros((), jnp.int32), jnp.zeros((batch_size, max_length), bool))
 
 
@@ -124,7 +159,8 @@ def begin(
         num_new: T.
 
     Returns:
-        (slots of the new tokens, int32 [T]; mask of the keys [B, S] or as passed in; S; the cache with its mask set).
+        (slots of the new tokens, int32 [T], or [B, T] where the cache has an index per row; mask of the keys [B, S] or
+        as passed in; S; the cache with its mask set).
 
     Raises:
         ValueError: the mask has another length than the tokens or than the cache's slots.
@@ -136,9 +172,9 @@ def begin(
                 f"attention_mask has length {attention_mask.shape[1]}, but there are {num_new} tokens"
             )
         return slots_T, attention_mask, num_new, None
-    num_keys = cache.mask.shape[1]
+    num_keys, slots = cache.mask.shape[1], cache.index[..., None] + slots_T
     if attention_mask is not None and attention_mask.ndim > 2:
         # It says what these queries see, not which tokens are real: later calls may see all of them.
-        return cache.index + slots_T, attention_mask, num_keys, cache.admit(None, num_new)
-    index, cache = cache.index, cache.admit(attention_mask, num_new)
-    return index + slots_T, cache.mask, num_keys, cache
+        return slots, attention_mask, num_keys, cache.admit(None, num_new)
+    cache = cache.admit(attention_mask, num_new)
+    return slots, cache.mask, num_keys, cache

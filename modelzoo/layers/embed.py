@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from modelzoo.axes import constrain
 from modelzoo.layers.linear import Initializer, parameter
+from modelzoo.layers.quantized import take_rows
 
 
 class Embed(nn.Module):
@@ -43,7 +44,10 @@ class Embed(nn.Module):
         # Past the table's end goes what indexing would take for a row: negative ids, and rows that only pad the table.
         ids = jnp.asarray(ids, jnp.int32)
         ids = jnp.where((ids >= 0) & (ids < self.num_embeddings), ids, self.embedding.shape[0])
-        x = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        x = take_rows(self.embedding, ids).astype(self.dtype)
+        if self.row_axis is not None and ids.ndim == 2:
+            # The lookup itself is not split finer by length: its ids would have to be gathered again.
+            x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.padding_idx is None:
             return x
         return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(x), x)
@@ -69,7 +73,7 @@ def embed_inputs(embed: Embed, input_ids: jax.Array | None, inputs_embeds: jax.A
         x_BTD = inputs_embeds.astype(embed.dtype)
     else:
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
-    return constrain(x_BTD, "act_batch", "act_length", "act_embed")
+    return constrain(x_BTD, "act_batch", "act_stream", "act_embed")
 
 
 def check_length(x_BTD: jax.Array, limit: int | None, field: str) -> None:

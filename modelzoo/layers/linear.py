@@ -2,12 +2,13 @@
 
 A kernel keeps the shape that its meaning gives it ([D, N, H] for a query projection), so that a mesh axis can
 be laid on heads without a reshape. Kernels are stored [in..., out...]: on a CPU the contraction of a short
-activation with a kernel in that order runs at the memory's read bandwidth, and the transposed order does not.
+activation with a kernel in that order runs at the memory's read bandwidth, and the transposed order does not. A kernel
+passed to `apply` may be in int8 (`layers.quantized`).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from modelzoo.axes import gather_parameter
+from modelzoo.layers.quantized import Quantized, is_quantized
 
 Initializer = Callable[..., jax.Array]
 
@@ -35,7 +37,7 @@ def parameter(
     """Declares a parameter of `module`, or takes the one that was passed to `apply`.
 
     A "vocab" dimension may be larger than `shape` says: the mesh layer pads vocabularies to what it divides,
-    and the layer computes with the rows that it is given.
+    and the layer computes with the rows that it is given. A parameter may be `Quantized`: it comes back as such.
 
     Args:
         module: the module that owns it.
@@ -64,6 +66,12 @@ def parameter(
     if not fits:
         path = "/".join((*module.path, name))
         raise ValueError(f"parameter {path} has shape {tuple(value.shape)}, but the config makes it {shape}")
+    if is_quantized(value):
+        per_scale = tuple(
+            axis if dim > 1 else None for axis, dim in zip(axes, value.scale.shape, strict=True)
+        )
+        gathered = gather_parameter(value.values, axes), gather_parameter(value.scale, per_scale)
+        return cast(Any, Quantized(*gathered))
     return gather_parameter(value if use_dtype is None else value.astype(use_dtype), axes)
 
 
@@ -136,6 +144,16 @@ def _contract_backward(
 contract.defvjp(_contract_forward, _contract_backward)
 
 
+def product(x: jax.Array, kernel: Any, num_in: int) -> jax.Array:
+    """`contract` by the name that remat policies know, of a kernel that may be `Quantized`."""
+    if not is_quantized(kernel):
+        return checkpoint_name(contract(x, kernel, num_in), PRODUCT)
+    values, scale = kernel.values.astype(x.dtype), kernel.scale.reshape(kernel.scale.shape[num_in:])
+    inputs = (_last(x, num_in), tuple(range(num_in)))
+    y = lax.dot_general(x, values, (inputs, ((), ())), preferred_element_type=jnp.float32)
+    return checkpoint_name((y * scale).astype(x.dtype), PRODUCT)
+
+
 def dropout_layer(rate: float) -> nn.Dropout:
     """Dropout of one probability; identity when its call says `deterministic`."""
     return nn.Dropout(rate, rng_collection="dropout")
@@ -167,7 +185,7 @@ class Linear(nn.Module):
         num_in = len(self.inputs)
         shape, dtypes = (*self.inputs, *self.outputs), (self.param_dtype, self.dtype)
         kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes, *dtypes)
-        y = checkpoint_name(contract(x.astype(self.dtype), kernel, num_in), PRODUCT)
+        y = product(x.astype(self.dtype), kernel, num_in)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, self.axes[num_in:], *dtypes)
             y = add_bias(y, bias)

@@ -23,7 +23,7 @@ def causal_bias(attention_mask: jax.Array | None, query_slots: jax.Array, num_ke
     Args:
         attention_mask: [B, S], non-zero where a key is real; or anything else that `padding_bias` takes, which then
             says alone what is visible; or None.
-        query_slots: int [T], the slot of each query.
+        query_slots: int [T], the slot of each query, or [B, T] where rows stand at slots of their own.
         num_keys: S.
 
     Returns:
@@ -31,7 +31,7 @@ def causal_bias(attention_mask: jax.Array | None, query_slots: jax.Array, num_ke
     """
     if attention_mask is not None and attention_mask.ndim > 2:
         return cast(jax.Array, padding_bias(attention_mask))
-    visible = (jnp.arange(num_keys) <= query_slots[:, None])[None, None]
+    visible = jnp.arange(num_keys) <= jnp.atleast_2d(query_slots)[:, None, :, None]
     if attention_mask is not None:
         visible = visible & attention_mask.astype(bool)[:, None, None, :]
     return to_bias(visible)

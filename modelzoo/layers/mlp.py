@@ -86,11 +86,12 @@ class Mlp(nn.Module):
         shared: dict[str, Any] = dict(
             kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
         )
+        x_BTD = constrain(x_BTD, "act_batch", "act_length", "act_embed")
         h_BTF = Linear(width, hidden, ("embed", "mlp"), name="fc_in", **shared)(x_BTD)
         h_BTF = constrain(h_BTF, "act_batch", "act_length", "act_mlp")
         h_BTF = get_activation(self.activation)(h_BTF)
         if self.activation_dropout > 0.0:
             h_BTF = dropout_layer(self.activation_dropout)(h_BTF, deterministic=deterministic)
         y_BTD = Linear(hidden, width, ("mlp", "embed"), name="fc_out", **shared)(h_BTF)
-        y_BTD = constrain(y_BTD, "act_batch", "act_length", "act_embed")
+        y_BTD = constrain(y_BTD, "act_batch", "act_stream", "act_embed")
         return dropout_layer(self.dropout)(y_BTD, deterministic=deterministic)

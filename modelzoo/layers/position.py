@@ -98,7 +98,7 @@ def relative_scores(
         table_RH: R = 2 M - 1 vectors for the distances -(M - 1) ... M - 1.
         q_BNTH: queries, already scaled; the keys' part is scaled here.
         k_BNSH: keys, the first in slot 0.
-        first: int32 [], the slot of the first query.
+        first: int32 [], the slot of the first query, or [B], each row's own.
 
     Returns:
         float32 [B, N, T, S].
@@ -110,15 +110,15 @@ def relative_scores(
         raise ValueError(f"unknown relative positions {kind!r}: choose relative_key or relative_key_query")
     num_rows, head_dim = table_RH.shape
     num_queries, num_keys = q_BNTH.shape[2], k_BNSH.shape[2]
-    distance = first + jnp.arange(
-        1 - num_keys, num_queries, dtype=jnp.int32
-    )  # of query T - 1 from key S - 1 on
+    # Of query T - 1 from key S - 1 on: [W], or [B, W] where every row has its own.
+    distance = first[..., None] + jnp.arange(1 - num_keys, num_queries, dtype=jnp.int32)
     window_WH = jnp.take(table_RH, jnp.clip(distance + num_rows // 2, 0, num_rows - 1), axis=0)
 
     def against_window(x_BNXH: jax.Array, window_WH: jax.Array) -> jax.Array:
-        return jnp.einsum("bnxh,wh->bnxw", x_BNXH, window_WH, preferred_element_type=jnp.float32)
+        product = "bnxh,wh->bnxw" if window_WH.ndim == 2 else "bnxh,bwh->bnxw"
+        return jnp.einsum(product, x_BNXH, window_WH, preferred_element_type=jnp.float32)
 
-    scores_BNTS = _shift_rows(against_window(q_BNTH, window_WH[::-1]), num_keys)
+    scores_BNTS = _shift_rows(against_window(q_BNTH, window_WH[..., ::-1, :]), num_keys)
     if kind == "relative_key_query":
         of_keys = against_window(k_BNSH, window_WH) * jnp.float32(head_dim**-0.5)
         scores_BNTS = scores_BNTS + _shift_rows(of_keys, num_queries).swapaxes(2, 3)

@@ -12,10 +12,11 @@ import jax
 
 from modelzoo.layers import stack
 from modelzoo.layers.attention import Attention, AttentionInputs
+from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, LayerCache, begin
 from modelzoo.layers.embed import Embed, check_length
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import causal_bias, padding_bias, to_bias
+from modelzoo.layers.masks import to_bias
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.model import StackOptions
@@ -44,7 +45,7 @@ class MvpBlock(Block):
         self_prompt: jax.Array | None = None,
         cross_prompt: jax.Array | None = None,
         source_BSD: jax.Array | None = None,
-        cross_bias: jax.Array | None = None,
+        cross_bias: Bias | None = None,
         cross_head_mask: jax.Array | None = None,
         cross_cache: LayerCache | None = None,
         output_attentions: bool = False,
@@ -163,7 +164,7 @@ class MvpEncoder(_Stack):
         deterministic = options.get("deterministic", True)
         slots_T, mask_BT, _, _ = begin(None, attention_mask, x_BTD.shape[1])
         x_BTD = self.enter(x_BTD, slots_T, deterministic)
-        shared = dict(bias=padding_bias(mask_BT))
+        shared = dict(bias=Bias(mask_BT))
         return self.run(x_BTD, shared, None, head_mask, self.make_prompts(deterministic), **options)
 
 
@@ -202,9 +203,9 @@ class MvpDecoder(_Stack):
         deterministic = options.get("deterministic", True)
         if attention_mask is not None and attention_mask.ndim == 4:
             attention_mask = to_bias(attention_mask == 1)
-        slots_T, mask_BS, num_keys, cache = begin(cache, attention_mask, x_BTD.shape[1])
+        slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
         x_BTD = self.enter(x_BTD, slots_T, deterministic)
-        shared: dict[str, Any] = dict(bias=causal_bias(mask_BS, slots_T, num_keys))
+        shared: dict[str, Any] = dict(bias=Bias(mask_BS, slots_T))
         if source_BSD is not None:
             shared["source_BSD"] = source_BSD
             shared["cross_bias"] = _source_bias(source_mask, source_BSD.shape[1])
@@ -214,11 +215,11 @@ class MvpDecoder(_Stack):
         return self.run(x_BTD, shared, cache, head_mask, prompts, cross_head_mask, **options)
 
 
-def _source_bias(source_mask: jax.Array | None, length: int) -> jax.Array | None:
+def _source_bias(source_mask: jax.Array | None, length: int) -> Bias:
     """The bias of cross-attention to `length` tokens of an encoder."""
     if source_mask is not None and (source_mask.ndim != 2 or source_mask.shape[1] != length):
         raise ValueError(
             f"the mask of the encoder's tokens has shape {source_mask.shape}: it is [batch, {length}], as the encoder "
             f"has {length} tokens"
         )
-    return padding_bias(source_mask)
+    return Bias(source_mask)

@@ -38,11 +38,11 @@ class RobertaModel(bert.BertTrunk):
     ) -> jax.Array:
         """Each row's tokens counted from after pad_token_id, its padding at pad_token_id; of embeddings all count."""
         if input_ids is None:
-            return self.config.first_position + slots_T[None]
+            return self.config.first_position + jnp.atleast_2d(slots_T)
         real_BT = input_ids != self.config.pad_token_id
         count_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32)
         if cache is not None:
-            earlier_BS = cache.mask & (jnp.arange(cache.mask.shape[1]) < slots_T[0])
+            earlier_BS = cache.mask & (jnp.arange(cache.mask.shape[1]) < jnp.atleast_2d(slots_T)[:, :1])
             count_BT = count_BT + jnp.sum(earlier_BS, axis=1, keepdims=True, dtype=jnp.int32)
         return self.config.pad_token_id + jnp.where(real_BT, count_BT, 0)
 

@@ -1,0 +1,78 @@
+"""`python -m inference.evaluate`: perplexities of files, and one line for what a user can get wrong."""
+
+import json
+import sys
+
+import pytest
+
+import modelzoo
+from inference import evaluate
+from inference.loading import open_checkpoint
+from inference.scoring import perplexity
+from tests import zoo
+from tests.small_tokenizers import SENTENCES, byte_level, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("hf"), byte_level()
+    model = modelzoo.GPTJForCausalLM(zoo.tiny_gptj(vocab_size=tokenizer.get_vocab_size(), n_layer=1))
+    modelzoo.to_hf(model, zoo.random_params(model), folder)
+    save(tokenizer, folder, eos_token="<|endoftext|>")
+    return folder
+
+
+def test_files_and_all_of_them(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(" ".join(SENTENCES))
+    lines = [json.dumps({"text": text}) for text in (*SENTENCES, "é")]
+    (tmp_path / "b.jsonl").write_text("\n\n".join(lines) + "\n")
+    arguments = [
+        "--checkpoint",
+        str(folder),
+        "--window",
+        "16",
+        "--stride",
+        "8",
+        "--output",
+        str(tmp_path / "out.json"),
+    ]
+    for name in ("a.txt", "b.jsonl"):
+        arguments += ["--text-file", str(tmp_path / name)]
+    evaluate.main(arguments)
+    found = json.loads((tmp_path / "out.json").read_text())["perplexity"]
+    checkpoint, ids = open_checkpoint(folder, "float32"), byte_level().encode(" ".join(SENTENCES)).ids
+    expected = perplexity(checkpoint.model, checkpoint.read_params(), ids, 16, 8)
+    one, two, both = found[str(tmp_path / "a.txt")], found[str(tmp_path / "b.jsonl")], found["all"]
+    assert one["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
+    assert one["num_bytes"] == len(" ".join(SENTENCES))
+    assert both["nll"] == pytest.approx(one["nll"] + two["nll"])
+    assert two["num_tokens"] == sum(len(byte_level().encode(text).ids) - 1 for text in (*SENTENCES, "é"))
+    out = capsys.readouterr().out
+    assert f"a.txt: perplexity {expected.perplexity:.4f} over {expected.num_tokens} tokens" in out
+    assert "window 16, stride 8" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "nothing to measure: give --text-file FILE or --task NAME"),
+        (["--text-file", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
+        (["--text-file", "bad.txt"], "is not UTF-8 text"),
+        (["--text-file", "empty.txt"], "holds no text"),
+        (["--text-file", "bad.jsonl"], 'bad.jsonl:2: not an object with a "text"'),
+        (["--text-file", "a.txt", "--window", "99"], "window = 99: it is 2 to 32 tokens"),
+        (["--text-file", "a.txt", "--batch-size", "0"], "batch_size = 0"),
+        (["--task", "piqa"], "--task needs lm-evaluation-harness: pip install 'flaxtron[eval]'"),
+    ],
+)
+def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments, error):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    (tmp_path / "a.txt").write_text("the end")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"words": 3}\n')
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main(["--checkpoint", str(folder), *arguments])
+    assert exit_.value.code == 2
+    assert error in capsys.readouterr().err
