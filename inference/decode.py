@@ -23,6 +23,8 @@ from inference.generation_config import GenerationConfig
 from inference.preparing import prepare
 from inference.prompts import GenerateOutput, Prompts, bucket_length, prepare_prompts, prepare_sources
 
+FIRST_SLOTS = 256
+"""Of a cache that grows; it doubles when it is full. Attention reads all of its slots at every step."""
 SEQ2SEQ = "seq2seq_lm"
 """The task of a model with an encoder that generates."""
 
@@ -58,7 +60,7 @@ def generate(
     Raises:
         ValueError: prompts or config do not fit the model, or the model the mesh.
     """
-    run = _start(model, params, input_ids, attention_mask, config, mesh, rng, rules, tokenizer)
+    run = _start(model, params, input_ids, attention_mask, config, mesh, rng, rules, tokenizer, grows=True)
     run.proceed(run.prompts.max_new)
     return run.output()
 
@@ -121,14 +123,20 @@ class _Run:
         vocab_size: int,
         started: tuple[loop.DecodeState, jax.Array | None],
         proceed: Callable[[loop.DecodeState, int], loop.DecodeState],
+        grow: Callable[[loop.DecodeState], loop.DecodeState],
     ):
         self.prompts, self.config = prompts, config
-        self._vocab_size, self._proceed = vocab_size, proceed
+        self._vocab_size, self._proceed, self._grow = vocab_size, proceed, grow
         self._state, self._prompt_logprobs = started
 
     def proceed(self, until: int) -> None:
         """Decodes until so many tokens, or until all rows have finished."""
-        self._state = self._proceed(self._state, until)
+        while True:
+            room = self._state.cache.mask.shape[1] - self.prompts.input_ids.shape[1]
+            self._state = self._proceed(self._state, min(until, room))
+            if until <= room or self.is_over:
+                return
+            self._state = self._grow(self._state)
 
     @property
     def num_steps(self) -> int:
@@ -213,8 +221,9 @@ def _start(
     rng: jax.Array | None,
     rules: parallel.Rules | None,
     tokenizer: Any,
+    grows: bool = False,
 ) -> _Run:
-    """Checks a request and prefills it."""
+    """Checks a request and prefills it, into a cache that grows or into one of the final length."""
     has_encoder = model.task == SEQ2SEQ
     if model.task != "causal_lm" and not has_encoder:
         family = "...ForCausalLM or ...ForConditionalGeneration"
@@ -241,16 +250,23 @@ def _start(
                 params=params, state=state, until=jnp.int32(until), stop_table=batch.stop_table, **static
             )
 
+    def grow(state: loop.DecodeState) -> loop.DecodeState:
+        wider = min(num_slots, 2 * state.cache.mask.shape[1])
+        with parallel.use(rules):
+            return loop.grow(model, state, wider, config.fill_id)
+
+    num_slots = _num_slots(prompts, config, window)
+    first_slots = max(FIRST_SLOTS, bucket_length(prompts.input_ids.shape[1] + 64)) if grows else num_slots
     with parallel.use(rules):
         started = loop.begin(
             params=params,
             batch=batch,
             num_copies=_copies(config),
-            num_slots=_num_slots(prompts, config, window),
+            num_slots=min(num_slots, first_slots),
             num_steps=bucket_length(prompts.max_new) if _records(config) else 0,
             **static,
         )
-    return _Run(prompts, config, vocab_size, started, proceed)
+    return _Run(prompts, config, vocab_size, started, proceed, grow)
 
 
 def _num_slots(prompts: Prompts, config: GenerationConfig, window: int | None) -> int:

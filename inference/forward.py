@@ -42,7 +42,7 @@ def prefill(
             attention_mask=attention_mask,
             # transformers gives padding position 1
             **_positions(model, jnp.where(attention_mask, count_BT - 1, 1)),
-            cache=_new_cache(model, input_ids.shape[0], num_slots),
+            cache=new_cache(model, input_ids.shape[0], num_slots),
             logits_to_keep=0 if all_logits else 1,
         )
     return out.logits if all_logits else out.logits[:, -1], count_BT[:, -1], out.cache
@@ -74,7 +74,7 @@ def encode(
             input_ids=source_ids,
             attention_mask=source_mask,
             decoder_input_ids=start_ids,
-            cache=_new_cache(model, start_ids.shape[0], num_slots),
+            cache=new_cache(model, start_ids.shape[0], num_slots),
         )
     num_rows, num_start = start_ids.shape
     return out.logits[:, -1], jnp.full((num_rows,), num_start, jnp.int32), out.cache
@@ -127,7 +127,8 @@ def read_tokens(
     return out.logits, out.cache
 
 
-def _new_cache(model: modelzoo.Model, num_rows: int, num_slots: int) -> modelzoo.Cache:
+def new_cache(model: modelzoo.Model, num_rows: int, num_slots: int) -> modelzoo.Cache:
+    """An empty cache as decoding wants it, one of each layer."""
     return modelzoo.unstack_layers(model.init_cache(num_rows, num_slots))
 
 

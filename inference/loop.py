@@ -15,7 +15,7 @@ from jax import lax
 
 import modelzoo
 import parallel
-from inference import beam, group_beam, sampling, speculative, stopping
+from inference import beam, forward, group_beam, sampling, speculative, stopping
 from inference.forward import carried, decode_step, encode, few_rows_options, loaded, map_rows, prefill
 from inference.generation_config import GenerationConfig
 
@@ -211,6 +211,37 @@ def proceed(
         state = lax.while_loop(unfinished, body, state)
     cache = dataclasses.replace(loaded(state.cache), cross=cross)
     return state.replace(cache=cache, source_mask=source_mask)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_slots", "fill_id"))
+def grow(model: modelzoo.Model, state: DecodeState, num_slots: int, fill_id: int) -> DecodeState:
+    """The same state with room for more tokens.
+
+    Attention reads every slot, used or not, so a long generation begins with a short cache.
+
+    Args:
+        model: of the generation.
+        state: between two calls of `proceed`.
+        num_slots: of the cache from now on.
+        fill_id: stands in slots of tokens that are not generated yet.
+    """
+    num_rows, have = state.cache.mask.shape
+    larger = jax.eval_shape(lambda: forward.new_cache(model, num_rows, num_slots))
+
+    def pad(array: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.pad(array, [(0, new - old) for old, new in zip(array.shape, like.shape, strict=True)])
+
+    def pad_text(tokens: jax.Array) -> jax.Array:
+        unused = [(0, 0)] * (tokens.ndim - 1) + [(0, num_slots - have)]
+        return jnp.pad(tokens, unused, constant_values=fill_id)
+
+    layers = jax.tree.map(pad, state.cache.layers, larger.layers)
+    cache = dataclasses.replace(state.cache, layers=layers, mask=pad(state.cache.mask, larger.mask))
+    history, beams = state.history, state.beams
+    assert history.tokens is not None
+    if beams is not None:
+        beams = beams.replace(ended=beams.ended.replace(tokens=pad_text(beams.ended.tokens)))
+    return state.replace(cache=cache, history=history.replace(tokens=pad_text(history.tokens)), beams=beams)
 
 
 def newest(history: sampling.History) -> jax.Array:

@@ -73,7 +73,7 @@ def _check_length(length: int, sizes: dict[str, int]) -> None:
     if length % shards == 0:
         return
     over = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-    fits = max(n for n in range(1, shards + 1) if length % n == 0)
+    fits = math.gcd(length, shards)
     raise ValueError(
         f"a sequence of {length} tokens does not divide over the {shards} shards of mesh {over}: the nearest that does "
         f"has {fits} of them; or pad the sequence to {-(-length // shards) * shards}"

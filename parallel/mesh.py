@@ -93,7 +93,8 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def _nearest(sizes: dict[str, int], count: int) -> str:
     """The mesh of so many devices that differs least from these sizes: in one axis, or else in few."""
-    found = [sizes | {axis: count * size // math.prod(sizes.values())} for axis, size in sizes.items()]
+    order = sorted(sizes, key=("data", "fsdp", "tensor", "context", "stage").index)  # of equals, the cheapest
+    found = [sizes | {axis: count * sizes[axis] // math.prod(sizes.values())} for axis in order]
     found = [mesh for mesh in found if min(mesh.values()) > 0 and math.prod(mesh.values()) == count]
     if not found:  # each axis keeps what it can of its size, and data takes the rest
         rest, kept = count, {}

@@ -68,7 +68,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.engine.SHRINK_AFTER", 3)
         with pytest.MonkeyPatch.context() as sizes:
-            sizes.setattr("inference.engine.SHORTEST_CACHE", 16)
+            sizes.setattr("inference.engine.SHORTEST_CACHE", 32)
             sizes.setattr("inference.engine.CHUNKS", (4, 8))
             engine = Engine(FakeLM(), {}, num_rows=3)
         # Sampling is most of what is compiled; tests/test_row_sampling.py and tests/test_slots.py have it.
@@ -120,7 +120,7 @@ def test_the_cache_grows_and_shrinks(small):
     assert long.output == expected([1] * 30, 30)
     again = small.submit([3], SamplingParams(max_new_tokens=12))
     list(small.run())
-    assert small._state.num_slots == 16
+    assert small._state.num_slots == 32
     assert (short.output, again.output) == (expected([2], 1), expected([3], 12))
 
 

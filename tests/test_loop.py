@@ -11,7 +11,7 @@ import pytest
 import inference
 import modelzoo
 import parallel
-from inference import GenerationConfig, loop
+from inference import GenerationConfig, decode, loop
 from inference.processors import History
 from tests.fake_lm import FakeLM, expected
 
@@ -61,6 +61,19 @@ def test_the_loop_updates_its_cache_in_place(num_rows, monkeypatch):
     # [.., heads 4, slots 64, 16]: nothing of the cache's shape may be copied.
     assert re.search(r"\[(\d,)?4,64,16\]\S* dynamic-update-slice\(", texts[0])
     assert not re.search(r"\[(\d,)?4,64,16\]\S* copy\(", texts[0])
+
+
+@pytest.mark.parametrize(
+    "fields", [dict(), dict(num_beams=2), dict(prompt_lookup_num_tokens=3), dict(do_sample=True)], ids=str
+)
+def test_a_cache_that_grows_gives_the_same_tokens(fields, monkeypatch):
+    monkeypatch.setattr(decode, "FIRST_SLOTS", 16)
+    out = run_fake([[5, 6, 7], [1, 2, 3]], max_new_tokens=100, **fields)
+    monkeypatch.setattr(decode, "FIRST_SLOTS", 128)
+    whole = run_fake([[5, 6, 7], [1, 2, 3]], max_new_tokens=100, **fields)
+    np.testing.assert_array_equal(out.sequences, whole.sequences)
+    if not fields:
+        assert out.sequences[0, 3:].tolist() == expected([5, 6, 7], 100)
 
 
 def test_the_newest_token_stands_before_the_end():
