@@ -4,7 +4,8 @@
 
 Needs the TPU compiler (pip install "jax[tpu]") and no TPU. What is counted is what the program's instructions take of
 its arguments from the chip's main memory: an argument that two instructions read counts twice. A table whose rows are
-looked up counts as nothing.
+looked up counts as nothing; one that the head is tied to counts for the lookup as well, in both programs, so trust the
+ratio of untied models. What a program writes and reads again (copies into another layout) is not in the figures.
 """
 
 import argparse

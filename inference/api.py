@@ -65,6 +65,7 @@ class Server:
 
     def __init__(self, engine: EngineLike, tokenizer: Tokenizer, settings: Settings):
         self.settings, self.metrics, self._tokenizer = settings, Metrics(), tokenizer
+        self._vocab_size = tokenizer.get_vocab_size()  # slow: the library copies its vocabulary to count it
         self._engine, self._created = engine, int(time.time())
         self._service: Service | None = None
         self.metrics.watch(
@@ -212,7 +213,7 @@ class Server:
     async def _encode(self, prompt: str | list[int]) -> tuple[list[int], str]:
         """A prompt's tokens and text."""
         if not isinstance(prompt, str):
-            ids = [token for token in prompt if 0 <= token < self._tokenizer.get_vocab_size()]
+            ids = [token for token in prompt if 0 <= token < self._vocab_size]
             return prompt, self._tokenizer.decode(ids, skip_special_tokens=False)
         try:
             if len(prompt) < LONG_TEXT:

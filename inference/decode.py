@@ -256,7 +256,9 @@ def _start(
             return loop.grow(model, state, wider, config.fill_id)
 
     num_slots = _num_slots(prompts, config, window)
-    first_slots = max(FIRST_SLOTS, bucket_length(prompts.input_ids.shape[1] + 64)) if grows else num_slots
+    first_slots = (
+        max(FIRST_SLOTS, bucket_length(prompts.input_ids.shape[1] + FIRST_SLOTS // 4)) if grows else num_slots
+    )
     with parallel.use(rules):
         started = loop.begin(
             params=params,

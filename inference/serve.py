@@ -6,6 +6,7 @@ check the flags -> find the checkpoint -> read the parameters -> compile -> list
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import socket
@@ -147,6 +148,9 @@ def run(flags: Flags) -> None:
         read = time.perf_counter() - started
         if flags.warm_up:
             engine.warm_up()
+        # What reading and compiling left behind stays: looking through it again and again would stall every stream.
+        gc.collect()
+        gc.freeze()
         settings = Settings(
             name=flags.name or _name(flags.checkpoint),
             eos_ids=checkpoint.eos_token_id or (),

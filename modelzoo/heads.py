@@ -178,5 +178,7 @@ def untie(params: Any, table_path: tuple[str, ...]) -> Any:
         table_path: where the table stands in its trunk (`Trunk.table_path`).
     """
     embedding_VD = functools.reduce(lambda tree, name: tree[name], table_path, params["trunk"])
-    kernel_DV = jax.tree.map(lambda array: jnp.asarray(array).T, embedding_VD)  # a quantized table is two arrays
+    kernel_DV = jax.tree.map(
+        lambda array: jnp.asarray(array).T, embedding_VD
+    )  # a quantized table is two arrays
     return dict(params, lm_head=dict(params.get("lm_head", {}), kernel=kernel_DV))

@@ -153,6 +153,17 @@ def test_an_encoder_decoder_writes_after_its_start_token(mvp):
         inference.generate(model, params, SOURCES, config=GenerationConfig(max_new_tokens=24))
 
 
+def test_beams_on_a_mesh_are_those_without(mvp):
+    model, params = mvp
+    config = GenerationConfig(max_new_tokens=6, num_beams=2, eos_token_id=2)
+    sources = np.concatenate([SOURCES, SOURCES[:1] + 10])
+    mesh = parallel.make_mesh(data=2, devices=jax.devices()[:2])
+    alone, sharded = (
+        inference.generate(model, params, sources, sources != 1, config, mesh=where) for where in (None, mesh)
+    )
+    np.testing.assert_array_equal(sharded.sequences, alone.sequences)
+
+
 def test_beams_come_best_first_with_scores_of_their_own(mvp):
     _, params = mvp
     unforced = zoo.tiny_mvp(max_position_embeddings=24, forced_eos_token_id=None)

@@ -63,9 +63,7 @@ def test_the_loop_updates_its_cache_in_place(num_rows, monkeypatch):
     assert not re.search(r"\[(\d,)?4,64,16\]\S* copy\(", texts[0])
 
 
-@pytest.mark.parametrize(
-    "fields", [dict(), dict(num_beams=2), dict(prompt_lookup_num_tokens=3), dict(do_sample=True)], ids=str
-)
+@pytest.mark.parametrize("fields", [dict(), dict(num_beams=2), dict(do_sample=True)], ids=str)
 def test_a_cache_that_grows_gives_the_same_tokens(fields, monkeypatch):
     monkeypatch.setattr(decode, "FIRST_SLOTS", 16)
     out = run_fake([[5, 6, 7], [1, 2, 3]], max_new_tokens=100, **fields)

@@ -98,17 +98,22 @@ def both(family: str, number: int = 0, rows: int = 4, **fields: Any) -> tuple[An
     theirs, ours, params = pair(family, number)
     ids, mask = (array[:rows] for array in batch(family))
     fields = {"pad_token_id": PAD, "eos_token_id": None} | fields
-    given = {"custom_generate": group_beam_search} if fields.get("num_beam_groups", 1) > 1 else {}
-    tokenizer = fields.pop("tokenizer", None)
+    given: dict[str, Any] = (
+        {"custom_generate": group_beam_search} if fields.get("num_beam_groups", 1) > 1 else {}
+    )
+    tokenizer, wanted = fields.pop("tokenizer", None), dict(fields)
+    if tokenizer is not None:
+        # 4.57.6 hands a tokenizer on to the model, which most refuse; so its criterion is made here.
+        stop = transformers.StopStringCriteria(tokenizer, wanted.pop("stop_strings"))
+        given["stopping_criteria"] = transformers.StoppingCriteriaList([stop])
     with torch.no_grad():
         want = theirs.generate(
             torch.tensor(ids),
             attention_mask=torch.tensor(mask),
             return_dict_in_generate=True,
             output_scores=True,
-            **({} if tokenizer is None else {"tokenizer": tokenizer}),
             **given,
-            **fields,
+            **wanted,
         )
     config = GenerationConfig(**fields, output_scores=True)
     return inference.generate(ours, params, ids, mask, config, tokenizer=tokenizer), want
