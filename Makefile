@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test equivalence parity exports table check format bench notebooks hooks clean distclean FORCE
+.PHONY: help quickstart test long parity exports table check format bench notebooks hooks clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 | /p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -23,10 +23,10 @@ quickstart: $(VENV)/.has-core ## train a small GPT-J on Python's own sources, th
 	$(PY) -m inference --checkpoint runs/quickstart --prompt "def main(" --temperature 0.8
 
 test: $(VENV)/.has-dev ## the test suite, on 8 simulated devices (PYTEST="-k name" chooses)
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal --ignore=tests/parity --ignore=tests/matrix $(PYTEST)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal --ignore=tests/parity -m "not long" $(PYTEST)
 
-equivalence: $(VENV)/.has-dev ## every family's training step on 14 kinds of mesh against one device
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal -o faulthandler_timeout=1800 tests/matrix $(PYTEST)
+long: $(VENV)/.has-dev ## what takes long: every family's training step on every kind of mesh, several processes
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal --ignore=tests/parity -m long -o faulthandler_timeout=1800 $(PYTEST)
 
 parity: $(VENV)/.has-parity ## the models against transformers (torch)
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal tests/parity $(PYTEST)

@@ -71,7 +71,7 @@ def weights_read(model: Any, rules: parallel.Rules, batch: int, quantize: bool) 
         step = jax.jit(lambda *args: decode_step(model, *args), donate_argnums=3, keep_unused=True)
         compiled = step.lower(params, ids, ids, cache).compile()
     table = None if quantizing.tied_table(model) else params["trunk"]["embed"]["embedding"]
-    reads = argument_reads(compiled.as_text())
+    reads = argument_reads(compiled.as_text() or "")
     leaves = jax.tree.leaves(params)
     return sum(reads.get(i, 0) for i, leaf in enumerate(leaves) if leaf is not table), compiled
 

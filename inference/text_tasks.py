@@ -176,7 +176,7 @@ class Summarize(TaskModel):
         fields = {field.name for field in dataclasses.fields(GenerationConfig)}
         if unknown := sorted(set(generation) - fields):
             raise ValueError(f"GenerationConfig has no field {unknown[0]!r}")
-        chosen = _generation_of(loaded.folder, fields) | generation
+        chosen: dict[str, Any] = _generation_of(loaded.folder, fields) | generation
         if not {"max_length", "max_new_tokens"} & set(chosen):
             longest = min(SUMMARY_TOKENS, (self.config.max_positions or SUMMARY_TOKENS + 1) - 1)
             chosen = dict(num_beams=SUMMARY_BEAMS, max_new_tokens=longest) | chosen

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -36,6 +37,8 @@ def make_attend(mesh: Mesh, axes: tuple[str, ...], kind: str) -> Attend:
     names = [axis for axis in axes if mesh.shape[axis] > 1]
 
     def attend_split(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
+        if not nn.get_logical_axis_rules():  # shapes are traced, with a row of any length
+            return attend(call)
         if call.has_cache:
             raise ValueError(
                 f"mesh axis {' x '.join(names)}={size} splits the sequence, and a decoder's cache is not split so: "

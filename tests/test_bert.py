@@ -68,7 +68,7 @@ class TestDecoding:
         ("positions", "chunks", "layers_apart", "padding"),
         [
             ("absolute", [1] * 9, True, 2),
-            ("relative_key", [5, 4], True, 0),
+            pytest.param("relative_key", [5, 4], True, 0, marks=pytest.mark.long),
             ("relative_key_query", [7, 1, 1], False, 3),
         ],
         ids=POSITION_TYPES,

@@ -74,7 +74,7 @@ def results(commands, **options):
 
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"),
-    [(2, 4, "data=2,fsdp=2,tensor=2"), (4, 1, "data=2,fsdp=2")],
+    [(2, 4, "data=2,fsdp=2,tensor=2"), pytest.param(4, 1, "data=2,fsdp=2", marks=pytest.mark.long)],
     ids=lambda value: str(value).replace(",", " "),
 )
 def test_several_processes_train_as_one_does(count, devices, mesh):
@@ -110,6 +110,7 @@ def losses(folder):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_goes_on_where_it_stopped(tmp_path, monkeypatch):
     home = home_of(tmp_path)
 

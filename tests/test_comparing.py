@@ -41,6 +41,7 @@ def rules_of(**axes):
     return parallel.make_rules(parallel.make_mesh(**axes, devices=jax.devices()[: math.prod(axes.values())]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "axes"),
     [

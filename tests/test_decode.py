@@ -230,9 +230,9 @@ def test_padding_side_and_bucket_do_not_change_tokens(gptj):
     ("axes", "sample"),
     [
         (dict(tensor=4, data=2), False),
-        (dict(data=2, fsdp=2, tensor=2), False),
+        pytest.param(dict(data=2, fsdp=2, tensor=2), False, marks=pytest.mark.long),
         (dict(data=2, fsdp=2, tensor=2), True),
-        (dict(fsdp=8), False),
+        pytest.param(dict(fsdp=8), False, marks=pytest.mark.long),
     ],
     ids=["tensor,data", "data,fsdp,tensor", "data,fsdp,tensor-sample", "fsdp"],
 )

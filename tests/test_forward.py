@@ -47,12 +47,16 @@ def test_an_encoder_is_read_once(rng):
     whole: Any = zoo.quick_jit(model.apply)(
         {"params": params}, source, attention_mask=mask, decoder_input_ids=ids
     )
-    logits, position, cache = forward.encode(model, params, source, mask, ids[:, :1], 8)
+    encode = zoo.quick_jit(forward.encode, static_argnums=(0, 5))
+    step, read = (
+        zoo.quick_jit(call, static_argnums=0) for call in (forward.decode_step, forward.read_tokens)
+    )
+    logits, position, cache = encode(model, params, source, mask, ids[:, :1], 8)
     assert position.tolist() == [1, 1]
     np.testing.assert_allclose(logits, whole.logits[:, 0], atol=2e-6, rtol=0)
-    logits, cache = forward.decode_step(model, params, ids[:, 1], position, cache, mask)
+    logits, cache = step(model, params, ids[:, 1], position, cache, mask)
     np.testing.assert_allclose(logits, whole.logits[:, 1], atol=2e-6, rtol=0)
-    logits, _ = forward.read_tokens(model, params, ids[:, 2:], jnp.zeros((2, 3), jnp.int32), cache, mask)
+    logits, _ = read(model, params, ids[:, 2:], jnp.zeros((2, 3), jnp.int32), cache, mask)
     np.testing.assert_allclose(logits, whole.logits[:, 2:], atol=2e-6, rtol=0)
 
 

@@ -317,6 +317,7 @@ class TestDropout:
         assert not unskipped.any()
 
 
+@pytest.mark.long
 def test_gradients_are_one_in_every_form():
     """Of the decoder scanned, or unstacked and recomputed; with dropout, prompts and skipped layers."""
     config, params = tiny_mvp(dropout=0.1, attention_dropout=0.1), PARAMS["trunk"]["decoder"]

@@ -92,11 +92,11 @@ def reference(family, microbatches):
     ("family", "schedule", "virtual_stages", "microbatches", "axes"),
     [
         ("gptj", "1f1b", 1, 6, dict(stage=2, data=2, tensor=2)),
-        ("gptj", "interleaved", 2, 6, dict(stage=2, tensor=2)),
-        ("bloom", "1f1b", 1, 4, dict(stage=2, tensor=2)),
-        ("roberta", "gpipe", 1, 4, dict(stage=4, data=2)),
-        ("megatron_bert", "1f1b", 1, 4, dict(stage=2, fsdp=2, tensor=2)),
-        ("mvp", "1f1b", 1, 4, dict(stage=2, fsdp=2)),
+        pytest.param("gptj", "interleaved", 2, 6, dict(stage=2, tensor=2), marks=pytest.mark.long),
+        pytest.param("bloom", "1f1b", 1, 4, dict(stage=2, tensor=2), marks=pytest.mark.long),
+        pytest.param("roberta", "gpipe", 1, 4, dict(stage=4, data=2), marks=pytest.mark.long),
+        pytest.param("megatron_bert", "1f1b", 1, 4, dict(stage=2, fsdp=2, tensor=2), marks=pytest.mark.long),
+        pytest.param("mvp", "1f1b", 1, 4, dict(stage=2, fsdp=2), marks=pytest.mark.long),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -134,6 +134,7 @@ def without_key_biases(tree):
     }
 
 
+@pytest.mark.long
 def test_no_stage_holds_another_ones_layers():
     """Nor the whole table, nor does anything as large as a layer's kernel move between stages."""
     model, _, batch, forward, *_ = reference("gptj", 6)

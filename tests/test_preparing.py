@@ -37,6 +37,7 @@ def test_int8_decodes_as_the_weights_it_stands_for(name):
     zoo.assert_equal(from_prepared, packed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_under_a_mesh(name):
     model, params = MODELS[name], zoo.random_params(MODELS[name])

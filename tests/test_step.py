@@ -84,6 +84,7 @@ def test_a_pipeline_is_the_whole_batch(whole, axes, options):
     assert_close_relative(gradient, whole[2], 1e-5)
 
 
+@pytest.mark.long
 def test_dropout_is_the_same_with_and_without_stages():
     """The key is folded by layer and microbatch, as accumulation folds it by slice."""
     model = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES | dict(n_layer=4), resid_pdrop=0.2, attn_pdrop=0.3))
@@ -113,6 +114,7 @@ def test_accumulated_slices_are_the_whole_batch(whole):
     assert_close_relative(after, whole[0], 1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("axes", "accumulate"),
     [
@@ -130,6 +132,7 @@ def test_any_mesh_takes_the_same_step(whole, axes, accumulate):
     assert_close_relative(after, whole[0], 1e-5)
 
 
+@pytest.mark.long
 def test_dropout_follows_key_and_step_whatever_the_mesh():
     one, two = (run(DROPPING, steps=steps)[1]["loss"] for steps in (1, 2))
     quiet = run(MODEL, steps=1)[1]["loss"]
@@ -293,6 +296,7 @@ def test_batches_that_do_not_fit(batch, message):
         step(train.abstract_state(MODEL, SGD, mesh=mesh), batch)
 
 
+@pytest.mark.long
 def test_only_the_prompts_of_a_lightweight_model_train():
     """The rest keeps its bits and has no moments in the optimizer's state."""
     config = modelzoo.get_config("tiny-mvp", vocab_size=37, use_prompt=True)

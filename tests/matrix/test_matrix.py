@@ -1,4 +1,4 @@
-"""Every family takes the same training step on every kind of mesh: `make equivalence`, for its time not in `make test`.
+"""Every family takes the same training step on every kind of mesh: `make long`, for its time not in `make test`.
 
 What is compared, and how closely, `python -m train.equivalence --help` says.
 """
@@ -6,6 +6,8 @@ What is compared, and how closely, `python -m train.equivalence --help` says.
 import pytest
 
 from train import equivalence
+
+pytestmark = pytest.mark.long
 
 MESHES = (
     "data=8",
