@@ -4,7 +4,9 @@ JAX reads these when it is first imported, so they are set here; as environment 
 `jax.config`, so that the programs which tests start get the same.
 """
 
+import gc
 import importlib.util
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -28,6 +30,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # tests/parity compares with torch, which `make test` does not install and `make parity` does.
 collect_ignore = [] if importlib.util.find_spec("transformers") else ["parity"]
+
+
+MANY_MAPS = 25_000
+_finished = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Lets go of compiled programs before there are too many.
+
+    Each takes some dozen memory maps, of which Linux gives a process 65,530 and no more: past that XLA crashes.
+    """
+    maps = Path("/proc/self/maps")
+    if next(_finished) % 20 or "jax" not in sys.modules or not maps.exists():
+        return
+    if maps.read_bytes().count(b"\n") > MANY_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
