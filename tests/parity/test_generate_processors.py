@@ -26,7 +26,8 @@ PROCESSORS: list[dict[str, Any]] = [
     dict(forced_bos_token_id=13, begin_suppress_tokens=list(range(0, 90, 2)), forced_eos_token_id=[3, 4]),
     dict(min_new_tokens=9, eos_token_id=ENDS),
     dict(min_length=17, eos_token_id=ENDS),
-    dict(exponential_decay_length_penalty=(4, 1.3), eos_token_id=EOS),
+    # Few tokens: the penalty multiplies a logit, and its rounding, by 1.3 for each beyond the fourth.
+    dict(exponential_decay_length_penalty=(4, 1.3), eos_token_id=EOS, max_new_tokens=10),
     dict(remove_invalid_values=True, renormalize_logits=True, suppress_tokens=[3]),
     dict(
         sequence_bias={(12,): 2.0, (12, 40): 4.0},
