@@ -160,14 +160,13 @@ def run(flags: Flags) -> None:
     import jax
     import numpy as np
 
-    import parallel
     from inference.decode import stream
-    from inference.loading import open_checkpoint
+    from inference.loading import open_checkpoint, rules_of_mesh
     from inference.prompts import prepare_prompts
     from inference.text import encode, read_tokenizer
 
-    sizes: Any = parallel.parse_mesh(flags.mesh)
-    rules = parallel.make_rules(parallel.make_mesh(**sizes)).for_decoding() if sizes else None
+    rules = rules_of_mesh(flags.mesh)
+    rules = None if rules is None else rules.for_decoding()
     checkpoint = open_checkpoint(flags.checkpoint, flags.jax_dtype())
     model, tokenizer = checkpoint.model, read_tokenizer(checkpoint.folder)
 

@@ -93,14 +93,12 @@ def run(flags: Flags) -> dict[str, Any]:
         except ImportError:
             raise ValueError("--task needs lm-evaluation-harness: pip install 'flaxtron[eval]'") from None
 
-    import parallel
     from inference.__main__ import default_dtype
-    from inference.loading import open_checkpoint
+    from inference.loading import open_checkpoint, rules_of_mesh
     from inference.scoring import check_strides
     from inference.text import read_tokenizer
 
-    sizes: Any = parallel.parse_mesh(flags.mesh)
-    rules = parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None
+    rules = rules_of_mesh(flags.mesh)
     checkpoint = open_checkpoint(flags.checkpoint, default_dtype() if flags.dtype == "auto" else flags.dtype)
     tokenizer = read_tokenizer(checkpoint.folder)
     window, stride = check_strides(checkpoint.model, flags.window, flags.stride)

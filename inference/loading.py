@@ -65,6 +65,16 @@ class Checkpoint:
         return modelzoo.from_hf(self.folder, type(self.model), rules=rules, **dtypes, **form)[1]
 
 
+def rules_of_mesh(text: str) -> parallel.Rules | None:
+    """The rules of a mesh of all devices, as a command line takes it, such as "tensor=4"; None for an empty text.
+
+    Raises:
+        ValueError: no such mesh axis, or sizes that the devices do not make up.
+    """
+    sizes: dict[str, Any] = parallel.parse_mesh(text)
+    return parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None
+
+
 def open_checkpoint(
     path: str | os.PathLike[str], dtype: Any, tasks: Collection[str] = ("causal_lm",)
 ) -> Checkpoint:

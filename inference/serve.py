@@ -129,16 +129,14 @@ def run(flags: Flags) -> None:
         ) from None
     import jax
 
-    import parallel
     from inference.api import Server, Settings
     from inference.engine import Engine
-    from inference.loading import open_checkpoint
+    from inference.loading import open_checkpoint, rules_of_mesh
     from inference.text import read_tokenizer
     from inference.watchdog import watching
 
     started = time.perf_counter()
-    sizes = parallel.parse_mesh(flags.mesh)
-    rules = parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None  # pyright: ignore[reportArgumentType]
+    rules = rules_of_mesh(flags.mesh)
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     checkpoint = open_checkpoint(flags.checkpoint, auto if flags.dtype == "auto" else flags.dtype)
     model, tokenizer = checkpoint.model, read_tokenizer(checkpoint.folder)

@@ -182,12 +182,11 @@ def run_task(name: str, arguments: Sequence[str]) -> None:
         given = "--question TEXT with --context TEXT" if name == "answer" else "--text TEXT"
         raise ValueError(f"nothing to do: give {given}, or --file FILE")
 
-    import parallel
     from inference.__main__ import default_dtype
+    from inference.loading import rules_of_mesh
     from inference.text_tasks import open_task
 
-    sizes: Any = parallel.parse_mesh(flags.mesh)
-    rules = parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None
+    rules = rules_of_mesh(flags.mesh)
     options = {key: getattr(flags, key) for key in OF_CLASS.get(name, ())}
     if name == "summarize":
         options = {key: getattr(flags, key) for key in GENERATION if getattr(flags, key) is not None}

@@ -9,7 +9,6 @@ gathering beside it; unasked for, they are never computed.
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -21,6 +20,8 @@ from modelzoo.layers.attention import Attend, AttentionCall, attend
 from parallel import ring
 
 RING = "ring"
+CONTEXT_ATTENTION = (RING, "all-gather")
+"""How keys and values reach the queries of other shards; the usual way first."""
 
 
 def make_attend(mesh: Mesh, axes: tuple[str, ...], kind: str) -> Attend:
@@ -46,9 +47,10 @@ def make_attend(mesh: Mesh, axes: tuple[str, ...], kind: str) -> Attend:
             )
         if kind != RING or len(names) > 1 or call.prefix is not None:
             return attend(_gathered(call))
-        call = dataclasses.replace(call, dropout=_once(call.dropout, call))
-        _, probs = attend(_gathered(call))
-        return ring.attend(call, names[0], size), probs
+        factor = _dropout_factor(call)
+        drop = None if factor is None else lambda probs: probs * factor
+        _, probs = attend(_gathered(dataclasses.replace(call, dropout=drop)))
+        return ring.attend(call, factor, names[0], size), probs
 
     return attend_split
 
@@ -62,14 +64,10 @@ def _gathered(call: AttentionCall) -> AttentionCall:
     return dataclasses.replace(call, k_BNSH=whole(call.k_BNSH), v_BNSH=whole(call.v_BNSH))
 
 
-def _once(
-    dropout: Callable[[jax.Array], jax.Array] | None, call: AttentionCall
-) -> Callable[[jax.Array], jax.Array] | None:
-    """Dropout that draws its mask now, as one that attends to all keys at once would, and not again at each use."""
-    if dropout is None:
+def _dropout_factor(call: AttentionCall) -> jax.Array | None:
+    """What dropout multiplies the probabilities [B, N, T, S] with, drawn as attention to all keys at once draws it."""
+    if call.dropout is None:
         return None
     shape = (*call.q_BNTH.shape[:3], call.k_BNSH.shape[2])
-    factor = constrain(
-        dropout(jnp.ones(shape, call.v_BNSH.dtype)), "act_batch", "act_heads", "act_length", None
-    )
-    return lambda probs: probs * factor
+    ones = jnp.ones(shape, call.v_BNSH.dtype)
+    return constrain(call.dropout(ones), "act_batch", "act_heads", "act_length", None)

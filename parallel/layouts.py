@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from parallel.context import CONTEXT_ATTENTION
 from parallel.mesh import parse_mesh
-from parallel.rules import CONTEXT_ATTENTION, Rules
+from parallel.rules import Rules
 
 LAYOUTS = {
     "data": "data=-1",

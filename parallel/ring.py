@@ -31,9 +31,9 @@ from jax.sharding import PartitionSpec as P
 
 from modelzoo.layers.attention import AttentionCall
 from modelzoo.layers.bias import as_bias, hides_first_key
+from modelzoo.layers.masks import LOWEST
 from modelzoo.layers.position import relative_scores
 
-LOWEST = float(jnp.finfo(jnp.float32).min)
 FLOAT32 = dict(preferred_element_type=jnp.float32)
 Pair = tuple[Any, Any]
 """(which piece of the queries, which piece of the keys), of those that a device holds."""
@@ -54,11 +54,12 @@ class _Extras:
     blind: Any
 
 
-def attend(call: AttentionCall, axis: str, size: int) -> jax.Array:
+def attend(call: AttentionCall, factor: jax.Array | None, axis: str, size: int) -> jax.Array:
     """What `modelzoo.layers.attention.attend` computes, but for the probabilities.
 
     Args:
-        call: without a cache or a prefix; its bias takes no gradient.
+        call: without a cache or a prefix; its bias takes no gradient, and its dropout is not called.
+        factor: what dropout multiplies the probabilities [B, N, T, S] with, or None.
         axis: the mesh axis that splits queries, keys and values by length.
         size: its size.
 
@@ -66,10 +67,7 @@ def attend(call: AttentionCall, axis: str, size: int) -> jax.Array:
         context [B, N, T, H] in v's dtype.
     """
     bias = as_bias(call.bias)
-    (*leading, num_queries, _), num_keys = call.q_BNTH.shape, call.k_BNSH.shape[2]
-    factor = None
-    if call.dropout is not None:
-        factor = call.dropout(jnp.ones((*leading, num_queries, num_keys), call.v_BNSH.dtype))
+    num_queries = call.q_BNTH.shape[2]
     is_balanced = bias.is_causal and call.relative is None and num_queries % (2 * size) == 0
     blind = hides_first_key(bias) if is_balanced else jnp.bool_(False)
     ring = _Ring(axis, size, 2 if is_balanced else 1, bias.is_causal, call.relative)

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from modelzoo.layers.attention import attend_by
 from parallel import context
+from parallel.context import CONTEXT_ATTENTION
 
 Names = tuple[str | None, ...]
 MeshAxes = tuple[str, ...]
@@ -55,9 +56,6 @@ WITH_STAGES: dict[str, MeshAxes] = {"vocab": ("stage", "tensor"), "act_vocab": (
 
 WITH_SEQUENCE: dict[str, MeshAxes] = {"act_stream": ("context", "tensor")}
 """What differs with sequence=True: norms, dropout and residuals hold their part of the sequence alone."""
-
-CONTEXT_ATTENTION = ("ring", "all-gather")
-"""How keys and values reach the queries of other shards of `context`: see `parallel.context`."""
 
 PADDED_AXES = frozenset({"vocab"})
 """Logical axes whose size is rounded up to what the mesh divides; all others must divide as they are."""

@@ -22,22 +22,18 @@ from modelzoo.layers.linear import Initializer, Linear, dropout_layer, parameter
 from modelzoo.layers.position import relative_scores
 
 
-class LayerInputs(TypedDict, total=False):
-    """What a block hands on to its self-attention as it is, of its own layer: see `Attention.__call__`.
+class AttentionInputs(TypedDict, total=False):
+    """What a block hands on to its self-attention as it is, of its own layer or shared: see `Attention.__call__`.
 
     Attributes:
         cache, cache_index: the layer's, and the slot of the first query.
         head_mask: [N].
+        bias: in parts, or broadcastable to [B, N, T, S].
     """
 
     cache: LayerCache | None
     cache_index: jax.Array | None
     head_mask: jax.Array | None
-
-
-class AttentionInputs(LayerInputs, total=False):
-    """The same with the bias, in parts or broadcastable to [B, N, T, S]."""
-
     bias: Bias | jax.Array | None
 
 
