@@ -1,5 +1,6 @@
-"""Memory that was freed stays with the process once it asked for that."""
+"""Memory that was freed stays with the process once it asked for that; simulated devices do not run out of threads."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -28,3 +29,18 @@ def test_a_second_allocation_faults_no_pages():
         for how in ("keep", "plain")
     }
     assert faults["keep"] < 100 < faults["plain"]  # 8 MiB are 2048 pages, or 4 huge ones
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="counts the threads in /proc")
+@pytest.mark.parametrize(
+    "set_them",
+    [{"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, {"JAX_NUM_CPU_DEVICES": "8"}],
+    ids=["XLA_FLAGS", "JAX_NUM_CPU_DEVICES"],
+)
+def test_eight_devices_may_all_wait_in_several_collectives(set_them):
+    program = (
+        "import parallel, jax, os; assert len(jax.devices()) == 8; print(len(os.listdir('/proc/self/task')))"
+    )
+    environ = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | set_them
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environ)
+    assert int(found.stdout) > 64
