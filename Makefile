@@ -80,7 +80,7 @@ INSTALL_core := .
 INSTALL_dev := '.[dev]'
 INSTALL_notebooks := '.[notebooks]'
 # One torch for everybody, the one that the tolerances were measured with.
-INSTALL_parity := '.[dev,parity]' torch==2.13.0
+INSTALL_parity := '.[dev,parity,eval]' accelerate torch==2.13.0
 
 define PYTHON_IS_FIT
 import sys

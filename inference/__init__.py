@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Loaded on first use: `python -m inference --help` must not wait for JAX.
 _OWNERS = {
+    "Engine": "inference.engine",
+    "SamplingParams": "inference.requests",
     "generate": "inference.decode",
     "prepare": "inference.preparing",
     "stream": "inference.decode",

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,8 @@ from inference.task_cli import find_task, run_task
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from inference.loading import Checkpoint
+
 DEFAULT_NEW_TOKENS = 128
 EXAMPLES = """\
 Continues prompts with a trained or downloaded language model.
@@ -34,6 +36,7 @@ examples:
   python -m inference --checkpoint runs/mine/checkpoints/400 --prompt-file story.txt
   python -m inference --checkpoint EleutherAI/gpt-j-6b --prompt "Once" --top-p 0.9
   python -m inference --checkpoint bigscience/bloom --mesh tensor=8 --weights int8 --dry-run
+  python -m inference --checkpoint bigscience/bloom-7b1 --draft bigscience/bloom-560m --prompt "Once"
 
 Other heads have commands of their own, each with its --help:
   python -m inference fill-mask | classify | answer | tag | choose | summarize
@@ -74,6 +77,15 @@ class Flags:
     """To compute and to keep weights in; auto is float32 on a CPU (by far the fastest), else bfloat16."""
     weights: Literal["full", "int8"] = "full"
     """int8 keeps kernels in 8 bits, with a scale per output channel: half the memory of bfloat16."""
+    cache: Literal["full", "int8"] = "full"
+    """int8 keeps keys and values of earlier tokens in 8 bits, with a scale per token and head."""
+    lookup: int | None = None
+    """Guess so many tokens at a time from earlier text and check them in one pass: faster where text repeats."""
+    draft: str | None = None
+    """A smaller checkpoint of the same vocabulary, whose guesses this one checks in one pass. The text is the same
+    when greedy, and has the same distribution when sampled."""
+    draft_tokens: int | None = None
+    """Tokens that --draft guesses at a time; 4 by default."""
     dry_run: bool = False
     """Print what a load would read and hold, by host and by device, and stop: needs a config.json and as much as
     there is of an index or of the headers of safetensors files, and no devices."""
@@ -88,12 +100,16 @@ class Flags:
         Raises:
             ValueError: a value is out of range.
         """
+        if self.draft_tokens is not None and self.draft is None:
+            raise ValueError(f"--draft-tokens {self.draft_tokens}: there is no --draft to guess them")
         chosen = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
         given = {name: value for name, value in chosen.items() if value is not None}
         return GenerationConfig(
             do_sample=bool(given) and self.temperature != 0,
             max_new_tokens=self.max_new_tokens,
             repetition_penalty=self.repetition_penalty,
+            prompt_lookup_num_tokens=self.lookup,
+            num_draft_tokens=self.draft_tokens,
             **given,
         )
 
@@ -161,14 +177,16 @@ def run(flags: Flags) -> None:
     import numpy as np
 
     from inference.decode import stream
+    from inference.drafting import check_draft
     from inference.loading import open_checkpoint, rules_of_mesh
     from inference.prompts import prepare_prompts
     from inference.text import encode, read_tokenizer
 
     rules = rules_of_mesh(flags.mesh)
     rules = None if rules is None else rules.for_decoding()
-    checkpoint = open_checkpoint(flags.checkpoint, flags.jax_dtype())
+    checkpoint = open_checkpoint(flags.checkpoint, flags.jax_dtype(), cache=flags.cache)
     model, tokenizer = checkpoint.model, read_tokenizer(checkpoint.folder)
+    drafts = None if flags.draft is None else open_draft(flags, tokenizer)
 
     rows = [encode(tokenizer, text) for text in texts]
     width, window = max(map(len, rows)), model.config.max_positions
@@ -180,16 +198,35 @@ def run(flags: Flags) -> None:
         max_new_tokens=config.max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
         eos_token_id=checkpoint.eos_token_id,
     )
-    prepare_prompts(ids, mask, config, model.config.vocab_size, window)  # before anything large is read
+    # Before anything large is read:
+    prompts = prepare_prompts(ids, mask, config, model.config.vocab_size, window)
+    check_draft(model, drafts and (drafts.model, None), config, prompts.num_tokens)
     params = checkpoint.read_prepared(rules, flags.quantize())
-    jax.block_until_ready(params)
+    draft = drafts and (drafts.model, drafts.read_prepared(rules, flags.quantize()))
+    jax.block_until_ready((params, draft and draft[1]))
     read = time.perf_counter() - started
-    decoder = functools.partial(stream, model, params, ids, mask, config, rules=rules)
+    decoder = functools.partial(stream, model, params, ids, mask, config, rules=rules, draft=draft)
     outputs = [Output(text, row, tokenizer, config) for text, row in zip(texts, rows, strict=True)]
     speed = write(outputs, config, decoder, flags)
     sys.stdout.write(
         f"\n{speed}; reading the checkpoint took {read:.1f} s\ncheckpoint: {checkpoint.folder}\n"
     )
+
+
+def open_draft(flags: Flags, tokenizer: "Tokenizer") -> "Checkpoint":
+    """The checkpoint of --draft.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged, or its tokens are others.
+    """
+    from inference.loading import open_checkpoint
+    from inference.text import read_tokenizer
+
+    assert flags.draft is not None
+    draft = open_checkpoint(flags.draft, flags.jax_dtype(), cache=flags.cache)
+    if read_tokenizer(draft.folder).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"--draft {flags.draft}: its tokens are others than those of {flags.checkpoint}")
+    return draft
 
 
 def print_plan(flags: Flags) -> None:
@@ -198,23 +235,30 @@ def print_plan(flags: Flags) -> None:
     from inference.dry_run import plan_load
 
     sizes = parallel.parse_mesh(flags.mesh)
-    plan = plan_load(flags.checkpoint, sizes, flags.jax_dtype(), flags.quantize(), flags.hosts)
-    sys.stdout.write(f"{plan}\n")
+    for checkpoint in filter(None, (flags.checkpoint, flags.draft)):
+        plan = plan_load(checkpoint, sizes, flags.jax_dtype(), flags.quantize(), flags.hosts)
+        sys.stdout.write(f"{plan}\n")
 
 
 def write(
-    outputs: list["Output"], config: GenerationConfig, decoder: Callable[..., Iterator[Any]], flags: Flags
+    outputs: list["Output"],
+    config: GenerationConfig,
+    decoder: Callable[..., Generator[Any, None, Any]],
+    flags: Flags,
 ) -> str:
     """Generates and prints; returns a line on the speed."""
     import jax
 
     live = flags.stream and len(outputs) == 1
     started = time.perf_counter()
-    chunks = decoder(rng=jax.random.key(flags.seed), chunk_size=4 if live else config.max_new_tokens)
+    guesses = flags.lookup or flags.draft  # which end with a chunk
+    size = (16 if guesses else 4) if live else config.max_new_tokens
+    chunks = decoder(rng=jax.random.key(flags.seed), chunk_size=size)
     first = next(chunks)  # by now both programs are compiled
     compiled = time.perf_counter()
     sys.stdout.write("generated:\n" + (outputs[0].text if live else ""))
-    for chunk in itertools.chain([first], chunks):
+    result = []
+    for chunk in itertools.chain([first], collected(chunks, result)):
         for output, tokens in zip(outputs, chunk, strict=True):
             text = output.take(tokens)
             if live:
@@ -228,7 +272,19 @@ def write(
     decoded = sum(output.num_tokens - 1 for output in outputs)  # the prefill gives each prompt its first
     rate = f"{decoded / seconds:.1f} tokens/s" if decoded else "one token a prompt, which is no rate"
     aside = f"{compiled - started:.1f} s of compiling and prefill are not counted"
+    if result[0].num_guessed is not None:
+        right, guessed, passes = (
+            result[0].num_accepted.sum(),
+            result[0].num_guessed.sum(),
+            result[0].num_passes,
+        )
+        aside += f"; {right} of {guessed} guesses were right, and {decoded} tokens took {passes} passes"
     return f"{rate}: {decoded} tokens decoded in {seconds:.2f} s; {aside}"
+
+
+def collected(chunks: Generator[Any, None, Any], result: list[Any]) -> Iterator[Any]:
+    """What a generator yields; what it returns is appended to `result`."""
+    result.append((yield from chunks))
 
 
 class Output:

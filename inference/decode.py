@@ -8,7 +8,7 @@ per batch size, prompt bucket and number of cache slots (`inference.prompts`), a
 draws from keys of its own, so what it samples does not depend on the rows beside it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -19,12 +19,16 @@ from jax.sharding import Mesh
 import modelzoo
 import parallel
 from inference import loop, processors, stopping
+from inference.drafting import check_draft
 from inference.generation_config import GenerationConfig
 from inference.preparing import prepare
 from inference.prompts import GenerateOutput, Prompts, bucket_length, prepare_prompts, prepare_sources
+from inference.results import copies, read_output, read_tokens
 
 FIRST_SLOTS = 256
 """Of a cache that grows; it doubles when it is full. Attention reads all of its slots at every step."""
+BY_SLOT = "unshifted_lm"
+"""The task of MVP's decoder alone, whose positions are the slots that tokens stand in, padding included."""
 SEQ2SEQ = "seq2seq_lm"
 """The task of a model with an encoder that generates."""
 
@@ -39,6 +43,8 @@ def generate(
     rng: jax.Array | None = None,
     rules: parallel.Rules | None = None,
     tokenizer: Any = None,
+    draft: tuple[modelzoo.Model, Any] | None = None,
+    decoder_input_ids: Any = None,
 ) -> GenerateOutput:
     """Continues a batch of prompts, or writes what an encoder-decoder makes of its input.
 
@@ -53,14 +59,19 @@ def generate(
         rng: PRNG key of do_sample; None is jax.random.key(0), so the same call gives the same tokens.
         rules: the mesh's sharding rules, when they are not the default ones.
         tokenizer: of the tokens, a tokenizers.Tokenizer or a transformers tokenizer; stop_strings need it.
+        draft: (model, params) of a smaller model of the same vocabulary, which guesses tokens that this one then
+            checks many at a time (`inference.drafting`): the same tokens without sampling, the same distribution with.
+        decoder_input_ids: integers [B, T], what an encoder-decoder's output begins with; None is its start token,
+            which is put before them where they have none. Each new length compiles.
 
     Returns:
         Sequences, their lengths and what else the config asks for.
 
     Raises:
-        ValueError: prompts or config do not fit the model, or the model the mesh.
+        ValueError: prompts, config or draft do not fit the model, or the model the mesh.
     """
-    run = _start(model, params, input_ids, attention_mask, config, mesh, rng, rules, tokenizer, grows=True)
+    given = (input_ids, attention_mask, decoder_input_ids)
+    run = _start(model, params, given, config, mesh, rng, rules, tokenizer, draft, grows=True)
     run.proceed(run.prompts.max_new)
     return run.output()
 
@@ -75,19 +86,24 @@ def stream(
     rng: jax.Array | None = None,
     rules: parallel.Rules | None = None,
     tokenizer: Any = None,
+    draft: tuple[modelzoo.Model, Any] | None = None,
+    decoder_input_ids: Any = None,
     chunk_size: int = 4,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, GenerateOutput]:
     """Yields the tokens that `generate` would return while they are made.
 
     Both programs are compiled before the first yield, so the time between yields is decoding alone.
 
     Args:
-        chunk_size: steps per call of the compiled loop.
+        chunk_size: tokens per call of the compiled loop; guesses do not reach past it.
         All others: as `generate`.
 
     Yields:
         int32 [B, n], the next n new tokens of every row (pad_token_id where a row is finished): 1 from the
         prefill, then up to `chunk_size`.
+
+    Returns:
+        What `generate` would have returned, as the value of the generator.
 
     Raises:
         ValueError: as `generate`; beams, of which none is certain before the end.
@@ -96,7 +112,8 @@ def stream(
         raise ValueError(f"chunk_size = {chunk_size}: it is at least 1 step")
     if config.num_beams > 1:
         raise ValueError(f"num_beams = {config.num_beams}: beams cannot be streamed, use generate")
-    run = _start(model, params, input_ids, attention_mask, config, mesh, rng, rules, tokenizer)
+    given = (input_ids, attention_mask, decoder_input_ids)
+    run = _start(model, params, given, config, mesh, rng, rules, tokenizer, draft)
     run.proceed(0)  # takes no step: compiles the loop
     shown = 0
     while True:
@@ -104,7 +121,7 @@ def stream(
         yield run.new_tokens()[:, shown:steps]
         shown = steps
         if steps == run.prompts.max_new or run.is_over:
-            return
+            return run.output()
         run.proceed(min(steps + chunk_size, run.prompts.max_new))
 
 
@@ -133,6 +150,8 @@ class _Run:
         """Decodes until so many tokens, or until all rows have finished."""
         while True:
             room = self._state.cache.mask.shape[1] - self.prompts.input_ids.shape[1]
+            if until > room:  # it will grow: guesses need not stop at its end
+                room = max(1, room - self.config.num_guesses)
             self._state = self._proceed(self._state, min(until, room))
             if until <= room or self.is_over:
                 return
@@ -141,104 +160,68 @@ class _Run:
     @property
     def num_steps(self) -> int:
         """Tokens generated so far."""
-        return int(self._state.history.step)
+        return int(np.max(self._state.history.step))
 
     @property
     def is_over(self) -> bool:
         """Whether no row goes on."""
         return bool(self._state.is_over)
 
-    @property
-    def _num_rows(self) -> int:
-        return len(self.prompts.given) * _copies(self.config)
-
     def new_tokens(self) -> np.ndarray:
         """int32 [R, S - T], the slots after the prompt."""
-        tokens = self._state.history.tokens
-        assert tokens is not None
-        return np.asarray(tokens)[: self._num_rows, self.prompts.input_ids.shape[1] :]
+        return read_tokens(self._state, self.prompts, self.config)
 
     def output(self) -> GenerateOutput:
         """The results, on the host."""
-        state, config, steps = self._state, self.config, self.num_steps
-        records: dict[str, Any] = {}
-        for name in ("scores", "logits"):
-            record = getattr(state, name)
-            if record is not None:
-                records[name] = np.asarray(record)[:steps, : self._num_rows, : self._vocab_size]
-        if self._prompt_logprobs is not None:
-            values = np.asarray(self._prompt_logprobs)[: len(self.prompts.given)]
-            records["prompt_logprobs"] = self.prompts.as_given(values)
-        if state.beams is not None:
-            return self._beam_output(records)
-        num_new = np.asarray(state.num_new)[: self._num_rows]
-        sequences, lengths = self.prompts.sequences(self.new_tokens(), num_new, config.fill_id)
-        if state.logprobs is not None:
-            logprobs = np.asarray(state.logprobs)[: self._num_rows, : num_new.max()]
-            records["logprobs"] = np.where(np.arange(num_new.max()) < num_new[:, None], logprobs, 0)
-        return GenerateOutput(sequences, lengths, **records)
-
-    def _beam_output(self, records: dict[str, Any]) -> GenerateOutput:
-        """The best hypotheses of each prompt."""
-        config, beams = self.config, self._state.beams
-        assert beams is not None
-        num_prompts, num_kept = len(self.prompts.given), config.num_return_sequences
-        ended: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[:num_prompts], beams.ended)
-        best = np.argsort(-ended.scores, axis=1, kind="stable")[:, :num_kept]
-        ended = jax.tree.map(lambda leaf: leaf[np.arange(num_prompts)[:, None], best], ended)
-        ended = jax.tree.map(lambda leaf: leaf.reshape(num_prompts * num_kept, *leaf.shape[2:]), ended)
-        new_tokens = ended.tokens[:, self.prompts.input_ids.shape[1] :]
-        fill = config.fill_id
-        if config.num_beam_groups == 1 and config.eos_ids:
-            fill = (
-                config.pad_token_id or config.eos_ids[0]
-            )  # transformers' search takes a pad_token_id of 0 for none
-        sequences, lengths = self.prompts.sequences(new_tokens, ended.lengths, fill)
-        steps = int(ended.lengths.max())
-        if config.output_logprobs:
-            records["logprobs"] = ended.logprobs[:, :steps]
-        return GenerateOutput(
-            sequences,
-            lengths,
-            sequences_scores=ended.scores,
-            beam_indices=ended.indices[:, :steps],
-            **records,
-        )
-
-
-def _copies(config: GenerationConfig) -> int:
-    """Rows that the loop holds for each prompt."""
-    return config.num_beams if config.num_beams > 1 else config.num_return_sequences
+        return read_output(self._state, self.prompts, self.config, self._vocab_size, self._prompt_logprobs)
 
 
 def _start(
     model: modelzoo.Model,
     params: Any,
-    input_ids: Any,
-    attention_mask: Any,
+    given: tuple[Any, Any, Any],
     config: GenerationConfig,
     mesh: Mesh | None,
     rng: jax.Array | None,
     rules: parallel.Rules | None,
     tokenizer: Any,
+    draft: tuple[modelzoo.Model, Any] | None,
     grows: bool = False,
 ) -> _Run:
     """Checks a request and prefills it, into a cache that grows or into one of the final length."""
     has_encoder = model.task == SEQ2SEQ
-    if model.task != "causal_lm" and not has_encoder:
+    if model.task not in ("causal_lm", BY_SLOT, SEQ2SEQ):
         family = "...ForCausalLM or ...ForConditionalGeneration"
         raise ValueError(f"{type(model).__name__} does not generate text: take the family's {family}")
     if config.stop_strings and config.num_beam_groups > 1:
         raise ValueError("stop_strings do not end groups of beams: set num_beam_groups to 1")
     config = config.for_model(model.config, has_encoder)
     vocab_size, window = model.config.vocab_size, model.config.max_positions
-    check = prepare_sources if has_encoder else prepare_prompts
-    prompts = check(input_ids, attention_mask, config, vocab_size, window)
+    input_ids, attention_mask, decoder_input_ids = given
+    if decoder_input_ids is not None and not has_encoder:
+        raise ValueError(
+            f"decoder_input_ids: {type(model).__name__} has no encoder, its text goes into input_ids"
+        )
+
+    def check(window: int | None) -> Prompts:
+        rows = (input_ids, attention_mask, config, vocab_size, window)
+        if has_encoder:
+            return prepare_sources(*rows, decoder_input_ids)
+        return prepare_prompts(*rows, in_place=model.task == BY_SLOT)
+
+    prompts = check(window)
+    config = check_draft(model, draft, config, prompts.num_tokens)
+    if draft is not None and draft[0].config.max_positions is not None:
+        window = min(draft[0].config.max_positions, window or draft[0].config.max_positions)
+        prompts = check(window)
     rules = _rules(mesh, rules)
     stop_table = None
     if config.stop_strings:
         stop_table = stopping.make_table(tokenizer, config.stop_strings, vocab_size)
     params = prepare(model, params, rules)
+    drafting: dict[str, Any] = {}
+    if draft is not None:
+        drafting = dict(draft_model=draft[0], draft_params=prepare(*draft, rules))
 
     num_fill = 0 if rules is None else -len(prompts.given) % rules.num_shards("act_batch")
     batch = _batch(prompts, config, vocab_size, has_encoder, rng, rules, num_fill, stop_table)
@@ -247,13 +230,18 @@ def _start(
     def proceed(state: loop.DecodeState, until: int) -> loop.DecodeState:
         with parallel.use(rules):
             return loop.proceed_program()(
-                params=params, state=state, until=jnp.int32(until), stop_table=batch.stop_table, **static
+                params=params,
+                state=state,
+                until=jnp.int32(until),
+                stop_table=batch.stop_table,
+                **static,
+                **drafting,
             )
 
     def grow(state: loop.DecodeState) -> loop.DecodeState:
         wider = min(num_slots, 2 * state.cache.mask.shape[1])
         with parallel.use(rules):
-            return loop.grow(model, state, wider, config.fill_id)
+            return loop.grow(model, state, wider, config.fill_id, drafting.get("draft_model"))
 
     num_slots = _num_slots(prompts, config, window)
     first_slots = (
@@ -263,20 +251,20 @@ def _start(
         started = loop.begin(
             params=params,
             batch=batch,
-            num_copies=_copies(config),
+            num_copies=copies(config),
             num_slots=min(num_slots, first_slots),
             num_steps=bucket_length(prompts.max_new) if _records(config) else 0,
             **static,
+            **drafting,
         )
     return _Run(prompts, config, vocab_size, started, proceed, grow)
 
 
 def _num_slots(prompts: Prompts, config: GenerationConfig, window: int | None) -> int:
     """The cache's slots, with room for guesses where the window leaves it."""
-    guesses = config.prompt_lookup_num_tokens or 0
-    if not guesses:
+    if not config.num_guesses:
         return prompts.num_slots
-    wanted = bucket_length(prompts.input_ids.shape[1] + prompts.max_new + guesses)
+    wanted = bucket_length(prompts.input_ids.shape[1] + prompts.max_new + config.num_guesses)
     return wanted if window is None else min(wanted, window)
 
 

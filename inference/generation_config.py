@@ -62,6 +62,7 @@ class GenerationConfig:
         stop_strings: texts that end a row with the token that completes them; needs a tokenizer.
         prompt_lookup_num_tokens: guess so many tokens at a time from earlier text (`inference.speculative`).
         max_matching_ngram_size: the longest run of tokens that such a guess is looked up by; None is 2.
+        num_draft_tokens: guess so many tokens at a time by a draft model (`inference.drafting`); None is 4.
         output_scores, output_logits: return the processed, the model's own logits of every step.
         output_logprobs: return the model's log-probability of each new token, whatever processors made of it.
         output_prompt_logprobs: the same of each token of the prompt.
@@ -112,6 +113,7 @@ class GenerationConfig:
     stop_strings: str | Sequence[str] | None = None
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int | None = None
+    num_draft_tokens: int | None = None
 
     output_scores: bool = False
     output_logits: bool | None = None
@@ -220,6 +222,11 @@ class GenerationConfig:
         return _ids(self.forced_eos_token_id)
 
     @property
+    def num_guesses(self) -> int:
+        """Tokens that are guessed at a time, by looking up or by a draft; 0 is none."""
+        return self.prompt_lookup_num_tokens or self.num_draft_tokens or 0
+
+    @property
     def banned_sequences(self) -> tuple[tuple[int, ...], ...]:
         """bad_words_ids without those that are an end alone, which may always come."""
         ends = {(token,) for token in self.eos_ids}
@@ -262,11 +269,11 @@ class GenerationConfig:
         def model_has(name: str) -> Any:
             return getattr(model_config, name, None)
 
-        known = {"pad_token_id": model_has("pad_token_id")}
+        names = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
+        known = {name: model_has(name) for name in names}
         if is_encoder_decoder:
             start = model_has("decoder_start_token_id")
             known["decoder_start_token_id"] = model_has("bos_token_id") if start is None else start
-            known |= {name: model_has(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
         filled = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         if is_encoder_decoder:
@@ -332,6 +339,7 @@ _COUNTS = {
     "encoder_no_repeat_ngram_size": 0,
     "prompt_lookup_num_tokens": 1,
     "max_matching_ngram_size": 1,
+    "num_draft_tokens": 1,
 }
 _PENALTY = (lambda p: p > 0, "it is above 0; 1 is no penalty")
 _CUTOFF = (lambda p: 0 <= p < 1, "it is a probability in [0, 1); 0 is off")

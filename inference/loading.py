@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+import jax.numpy as jnp
+
 import modelzoo
 import parallel
 from inference.preparing import prepare
@@ -76,7 +78,10 @@ def rules_of_mesh(text: str) -> parallel.Rules | None:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], dtype: Any, tasks: Collection[str] = ("causal_lm",)
+    path: str | os.PathLike[str],
+    dtype: Any,
+    tasks: Collection[str] = ("causal_lm",),
+    cache: str = "full",
 ) -> Checkpoint:
     """Finds a checkpoint and reads its config.
 
@@ -85,6 +90,7 @@ def open_checkpoint(
             a hub id such as "EleutherAI/gpt-j-6b".
         dtype: to compute in and to keep the parameters in.
         tasks: the `Model.task` of models that will do.
+        cache: "int8" keeps keys and values of earlier tokens in 8 bits, "full" in `dtype`.
 
     Raises:
         OSError: there is no such checkpoint.
@@ -103,7 +109,8 @@ def open_checkpoint(
     eos = eos if isinstance(eos, list) else [eos]
     # Small models often keep the id of the vocabulary that theirs was cut from, which can never be generated.
     ends = tuple(token for token in eos if token in range(config.vocab_size))
-    return Checkpoint(folder, model(config, dtype, dtype), is_run, ends or None)
+    kept = model(config, dtype, dtype, cache_dtype=jnp.int8 if cache == "int8" else None)
+    return Checkpoint(folder, kept, is_run, ends or None)
 
 
 def find_checkpoint(path: str | os.PathLike[str], with_weights: bool = True) -> tuple[Any, bool]:

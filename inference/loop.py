@@ -6,6 +6,7 @@ picked from the config when they are traced. The state is donated from call to c
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from jax import lax
 
 import modelzoo
 import parallel
-from inference import beam, forward, group_beam, sampling, speculative, stopping
+from inference import beam, drafting, forward, group_beam, sampling, speculative, stopping
 from inference.forward import carried, decode_step, encode, few_rows_options, loaded, map_rows, prefill
 from inference.generation_config import GenerationConfig
+from inference.speculative import newest
 
 
 class DecodeState(struct.PyTreeNode):
@@ -35,6 +37,8 @@ class DecodeState(struct.PyTreeNode):
         scores, logits: float32 [steps, B, V], processed and as the model gave them, or None.
         logprobs: float32 [B, steps], the model's own, of each chosen token, or None (beams have theirs).
         beams: of a beam search, or None.
+        draft_cache: of a model that guesses, or None.
+        tally: of guesses, or None; with one, rows go on each at its own pace: step, end and index are [B].
     """
 
     history: sampling.History
@@ -48,6 +52,8 @@ class DecodeState(struct.PyTreeNode):
     logits: jax.Array | None
     logprobs: jax.Array | None
     beams: beam.Beams | None
+    draft_cache: modelzoo.Cache | None = None
+    tally: speculative.Tally | None = None
 
     @property
     def is_over(self) -> jax.Array:
@@ -78,7 +84,8 @@ class Batch(struct.PyTreeNode):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "config", "num_copies", "num_slots", "num_steps", "rules")
+    jax.jit,
+    static_argnames=("model", "config", "num_copies", "num_slots", "num_steps", "rules", "draft_model"),
 )
 def begin(
     model: modelzoo.Model,
@@ -90,6 +97,8 @@ def begin(
     num_slots: int,
     num_steps: int,
     rules: parallel.Rules | None,
+    draft_model: modelzoo.Model | None = None,
+    draft_params: Any = None,
 ) -> tuple[DecodeState, jax.Array | None]:
     """Prefill and the first token.
 
@@ -101,6 +110,7 @@ def begin(
         num_slots: S, of the cache.
         num_steps: new tokens at most, or more.
         rules: in force; only so that another mesh is another program.
+        draft_model, draft_params: of a model that guesses, or None.
 
     Returns:
         (the state, the prompts' log-probabilities float32 [p, T - 1] if asked for).
@@ -120,6 +130,15 @@ def begin(
         logits = all_logits[:, -1]
     else:
         logits, positions, cache = prefill(model, params, batch.input_ids, batch.attention_mask, num_slots)
+
+    draft_cache = None
+    if draft_model is not None and batch.source_ids is not None:
+        assert batch.source_mask is not None
+        source = (batch.source_ids, batch.source_mask, batch.input_ids)
+        _, _, draft_cache = encode(draft_model, draft_params, *source, num_slots)
+    elif draft_model is not None:
+        prompt = (batch.input_ids, batch.attention_mask)
+        _, _, draft_cache = prefill(draft_model, draft_params, *prompt, num_slots)
 
     def copy(rows: jax.Array) -> jax.Array:
         return jnp.repeat(rows, num_copies, axis=0) if num_copies > 1 else rows
@@ -151,8 +170,10 @@ def begin(
         logits=record(config.output_logits, num_steps, num_rows, vocab),
         logprobs=record(config.output_logprobs and not has_beams, num_rows, num_steps),
         beams=beam.start(history, num_rows // num_copies, num_steps, config) if has_beams else None,
+        draft_cache=None if draft_cache is None else map_rows(draft_cache, copy),
     )
-    return append(state, logits, batch.stop_table, config), prompt_logprobs
+    state = append(state, logits, batch.stop_table, config)
+    return speculative.by_row(state) if config.num_guesses else state, prompt_logprobs
 
 
 @functools.cache
@@ -160,7 +181,7 @@ def proceed_program() -> Any:
     """`proceed`, compiled for the backend there is: made when it is first asked for, so that importing starts none."""
     return jax.jit(
         proceed,
-        static_argnames=("model", "config", "rules"),
+        static_argnames=("model", "config", "rules", "draft_model"),
         donate_argnames=("state",),
         compiler_options=few_rows_options(),
     )
@@ -175,6 +196,8 @@ def proceed(
     *,
     config: GenerationConfig,
     rules: parallel.Rules | None,
+    draft_model: modelzoo.Model | None = None,
+    draft_params: Any = None,
 ) -> DecodeState:
     """Decodes until `until` tokens are generated, or no row goes on."""
     # What the encoder left in the cache never changes: the loop reads it from outside.
@@ -192,29 +215,42 @@ def proceed(
         return state.replace(cache=carried(state.cache))
 
     own = dataclasses.replace(carried(state.cache), cross=None)
-    state = state.replace(cache=own, source_mask=None)
-    if config.prompt_lookup_num_tokens:
+    state, drafted = state.replace(cache=own, source_mask=None), state.draft_cache
+    if drafted is not None:
+        state = state.replace(draft_cache=dataclasses.replace(carried(drafted), cross=None))
+    if config.num_guesses:
+        guesser: speculative.Guesser = speculative.Lookup(config)
+        if draft_model is not None:
+            assert drafted is not None
+            guesser = drafting.Draft(draft_model, draft_params, config, drafted.cross, source_mask)
         state = speculative.proceed(
             model,
             params,
             state,
-            num_guesses=config.prompt_lookup_num_tokens,
-            max_ngram=config.max_matching_ngram_size or speculative.DEFAULT_NGRAM,
-            unfinished=unfinished,
-            plain_step=body,
-            choose=lambda state, logits: append(state, logits, stop_table, config),
-            newest=newest,
+            until,
+            guesser=guesser,
+            num_guesses=config.num_guesses,
+            append=lambda state, logits, *how: append(state, logits, stop_table, config, *how),
             cross=cross,
             source_mask=source_mask,
         )
     else:
         state = lax.while_loop(unfinished, body, state)
+    if drafted is not None:
+        assert state.draft_cache is not None
+        drafted = dataclasses.replace(loaded(state.draft_cache), cross=drafted.cross)
     cache = dataclasses.replace(loaded(state.cache), cross=cross)
-    return state.replace(cache=cache, source_mask=source_mask)
+    return state.replace(cache=cache, draft_cache=drafted, source_mask=source_mask)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_slots", "fill_id"))
-def grow(model: modelzoo.Model, state: DecodeState, num_slots: int, fill_id: int) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("model", "num_slots", "fill_id", "draft_model"))
+def grow(
+    model: modelzoo.Model,
+    state: DecodeState,
+    num_slots: int,
+    fill_id: int,
+    draft_model: modelzoo.Model | None = None,
+) -> DecodeState:
     """The same state with room for more tokens.
 
     Attention reads every slot, used or not, so a long generation begins with a short cache.
@@ -224,9 +260,9 @@ def grow(model: modelzoo.Model, state: DecodeState, num_slots: int, fill_id: int
         state: between two calls of `proceed`.
         num_slots: of the cache from now on.
         fill_id: stands in slots of tokens that are not generated yet.
+        draft_model: that guesses, or None.
     """
-    num_rows, have = state.cache.mask.shape
-    larger = jax.eval_shape(lambda: forward.new_cache(model, num_rows, num_slots))
+    have = state.cache.mask.shape[1]
 
     def pad(array: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.pad(array, [(0, new - old) for old, new in zip(array.shape, like.shape, strict=True)])
@@ -235,53 +271,72 @@ def grow(model: modelzoo.Model, state: DecodeState, num_slots: int, fill_id: int
         unused = [(0, 0)] * (tokens.ndim - 1) + [(0, num_slots - have)]
         return jnp.pad(tokens, unused, constant_values=fill_id)
 
-    layers = jax.tree.map(pad, state.cache.layers, larger.layers)
-    cache = dataclasses.replace(state.cache, layers=layers, mask=pad(state.cache.mask, larger.mask))
+    def widen(model: modelzoo.Model, cache: modelzoo.Cache) -> modelzoo.Cache:
+        larger = jax.eval_shape(lambda: forward.new_cache(model, cache.mask.shape[0], num_slots))
+        layers = jax.tree.map(pad, cache.layers, larger.layers)
+        return dataclasses.replace(cache, layers=layers, mask=pad(cache.mask, larger.mask))
+
+    cache, draft_cache = widen(model, state.cache), state.draft_cache
+    if draft_model is not None:
+        assert draft_cache is not None
+        draft_cache = widen(draft_model, draft_cache)
     history, beams = state.history, state.beams
     assert history.tokens is not None
     if beams is not None:
         beams = beams.replace(ended=beams.ended.replace(tokens=pad_text(beams.ended.tokens)))
-    return state.replace(cache=cache, history=history.replace(tokens=pad_text(history.tokens)), beams=beams)
-
-
-def newest(history: sampling.History) -> jax.Array:
-    """int32 [B], each row's newest token."""
-    assert history.tokens is not None
-    assert history.end is not None
-    return lax.dynamic_slice_in_dim(history.tokens, history.end - 1, 1, axis=1)[:, 0]
+    history = history.replace(tokens=pad_text(history.tokens))
+    return state.replace(cache=cache, draft_cache=draft_cache, history=history, beams=beams)
 
 
 def append(
-    state: DecodeState, logits: jax.Array, stop_table: jax.Array | None, config: GenerationConfig
+    state: DecodeState,
+    logits: jax.Array,
+    stop_table: jax.Array | None,
+    config: GenerationConfig,
+    active: jax.Array | None = None,
+    choose: Callable[[jax.Array, jax.Array | None], jax.Array] | None = None,
 ) -> DecodeState:
     """Chooses each row's next token from the logits [B, V] and writes it down.
 
     With beams, rows also change places: their cache, whole and with its batch dimension, goes along.
+
+    Args:
+        state: of the loop.
+        logits: of the next tokens.
+        stop_table: of stop strings, or None.
+        config: of the generation.
+        active: bool [B], the rows that take a token, none of them finished, where rows go on at their own pace;
+            None is all.
+        choose: takes tokens [B] of processed logits and keys [B]; None is `sampling.choose`.
     """
     with jax.named_scope("choose"):
         step, rngs = state.history.step, None
         if state.rngs is not None:
-            rngs = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.rngs, step)
-        state = state.replace(logits=_record(state.logits, logits, step))
+            rngs = jax.vmap(jax.random.fold_in, in_axes=(0, 0 if step.ndim else None))(state.rngs, step)
+        state = state.replace(logits=_record(state.logits, logits, step, active))
         if config.num_beams > 1:
             return _append_beams(state, logits, rngs, stop_table, config)
         processed = sampling.process_logits(logits, state.history, config)
-        token_B = jnp.where(state.finished, config.fill_id, sampling.choose(processed, rngs, config))
+        token_B = sampling.choose(processed, rngs, config) if choose is None else choose(processed, rngs)
+        token_B = jnp.where(state.finished, config.fill_id, token_B)
+        taking = ~state.finished if active is None else active
         ends = jnp.isin(token_B, jnp.asarray(config.eos_ids, jnp.int32))
-        history = state.history.append(token_B)
+        history = state.history.append(token_B, active)
         if stop_table is not None:
             states, completes = stopping.step(stop_table, history.stop_states, token_B)
+            assert history.stop_states is not None
+            states = jnp.where(taking, states, history.stop_states)
             history, ends = history.replace(stop_states=states), ends | completes
         logprobs = state.logprobs
         if logprobs is not None:
             own = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
             chosen = jnp.take_along_axis(own, token_B[:, None], axis=1)
-            logprobs = lax.dynamic_update_slice(logprobs, chosen, (0, step))
+            logprobs = _record(logprobs.T[..., None], chosen, step, active)[..., 0].T
         return state.replace(
-            finished=state.finished | ends,
-            num_new=state.num_new + (~state.finished).astype(jnp.int32),
+            finished=state.finished | (ends & taking),
+            num_new=state.num_new + taking.astype(jnp.int32),
             history=history,
-            scores=_record(state.scores, processed, step),
+            scores=_record(state.scores, processed, step, active),
             logprobs=logprobs,
         )
 
@@ -318,8 +373,11 @@ def _append_beams(
     )
 
 
-def _record(record: jax.Array | None, values: jax.Array, step: jax.Array) -> jax.Array | None:
-    """Writes one step's values [B, V] into [steps, B, V]."""
+def _record(record: Any, values: jax.Array, step: jax.Array, active: jax.Array | None = None) -> Any:
+    """Writes one step's values [B, V] into [steps, B, V] or None; of active rows alone, each at a step of its own."""
     if record is None:
         return None
+    if active is not None:
+        at = jnp.where(active, step, record.shape[0])  # past the end, where it is dropped
+        return record.at[at, jnp.arange(len(values))].set(values.astype(record.dtype), mode="drop")
     return lax.dynamic_update_slice(record, values[None].astype(record.dtype), (step, 0, 0))

@@ -23,7 +23,7 @@ class History(struct.PyTreeNode):
     """What the processors know of a batch's generation so far.
 
     Attributes:
-        step: int32 [], tokens generated so far, the same for all rows.
+        step: int32 [], tokens generated so far, the same for all rows; or [B], where each goes at its own pace.
         min_new: int32 [], no end-of-sequence token before so many.
         max_new: int32 [], the limit.
         seen: bool [B, V], the ids that a row's prompt (its padding included, as in transformers) or output
@@ -56,29 +56,39 @@ class History(struct.PyTreeNode):
     stop_states: jax.Array | None = None
     vocab_size: int | None = struct.field(pytree_node=False, default=None)
 
-    def append(self, token_B: jax.Array) -> "History":
-        """The history after one more token per row."""
+    def append(self, token_B: jax.Array, active: jax.Array | None = None) -> "History":
+        """The history after one more token per row.
+
+        Args:
+            token_B: int32 [B].
+            active: bool [B], the rows that take theirs, where step and end are of each row; None is all.
+        """
         rows = jnp.arange(token_B.shape[0])
         seen, counts, tokens, end = self.seen, self.counts, self.tokens, self.end
+        more = jnp.int32(1) if active is None else active.astype(jnp.int32)
+
+        def place(at: jax.Array, past: int) -> jax.Array:
+            return at if active is None else jnp.where(active, at, past)  # what is past the end is dropped
+
         if seen is not None:
-            seen = seen.at[rows, token_B].set(True)
+            seen = seen.at[rows, place(token_B, seen.shape[1])].set(True, mode="drop")
         if counts is not None:
-            counts = counts.at[rows, token_B].add(1)
+            counts = counts.at[rows, place(token_B, counts.shape[1])].add(1, mode="drop")
         if tokens is not None:
             assert end is not None
             if end.ndim:
-                tokens = tokens.at[rows, end].set(token_B)
+                tokens = tokens.at[rows, place(end, tokens.shape[1])].set(token_B, mode="drop")
             else:
                 tokens = lax.dynamic_update_slice(tokens, token_B[:, None], (0, end))
-        end = None if end is None else end + 1
-        return self.replace(step=self.step + 1, seen=seen, counts=counts, tokens=tokens, end=end)
+        end = None if end is None else end + more
+        return self.replace(step=self.step + more, seen=seen, counts=counts, tokens=tokens, end=end)
 
     def take(self, rows: jax.Array) -> "History":
         """The history of other rows [B]: what a beam search goes on with."""
         names = ("seen", "counts", "tokens", "source", "source_real", "stop_states")
         by_row = {name: getattr(self, name) for name in names}
         taken = {name: value[rows] for name, value in by_row.items() if value is not None}
-        for name in ("first", "end"):
+        for name in ("step", "first", "end"):
             value = getattr(self, name)
             if value is not None and value.ndim:
                 taken[name] = value[rows]

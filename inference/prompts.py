@@ -34,6 +34,8 @@ class GenerateOutput:
             `output_logprobs`.
         prompt_logprobs: float32 [B, T], of each token of the prompts as passed in; NaN at padding and at a row's first
             token. None unless `output_prompt_logprobs`.
+        num_passes: of the model after the prefill, where tokens were guessed (`inference.speculative`); else None.
+        num_guessed, num_accepted: int32 [R], guesses that were checked, and of these the right ones; None as above.
     """
 
     sequences: np.ndarray
@@ -44,6 +46,9 @@ class GenerateOutput:
     beam_indices: np.ndarray | None = None
     logprobs: np.ndarray | None = None
     prompt_logprobs: np.ndarray | None = None
+    num_passes: int | None = None
+    num_guessed: np.ndarray | None = None
+    num_accepted: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,11 @@ class Prompts:
         seen = np.zeros((len(self.given), vocab_size), bool)
         np.put_along_axis(seen, self.given, True, axis=1)
         return seen
+
+    @property
+    def num_tokens(self) -> int:
+        """The slots that prompt and new tokens take, without a bucket's padding."""
+        return self.input_ids.shape[1] - int(self.first.min()) + self.max_new
 
     @property
     def first(self) -> np.ndarray:
@@ -140,7 +150,12 @@ class Prompts:
 
 
 def prepare_prompts(
-    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int, max_positions: int | None
+    input_ids: Any,
+    attention_mask: Any,
+    config: GenerationConfig,
+    vocab_size: int,
+    max_positions: int | None,
+    in_place: bool = False,
 ) -> Prompts:
     """Checks a batch of prompts and lays it out for the compiled loop.
 
@@ -151,15 +166,22 @@ def prepare_prompts(
         config: of the generation.
         vocab_size: ids must be below it.
         max_positions: the model's window, or None.
+        in_place: the model's positions are slots, so that no row may be moved: no bucket then.
 
     Raises:
         ValueError: no batch of integers, an empty prompt, an id outside the vocabulary, a mask of another
-            shape or with gaps, or a prompt whose new tokens do not fit the window.
+            shape or with gaps, a prompt whose new tokens do not fit the window, or one that would have to be moved.
     """
     ids, mask = _checked(input_ids, attention_mask, config, vocab_size)
     right_padded = not mask[:, -1].all()
+    if right_padded and in_place:
+        raise ValueError(
+            f"attention_mask[{(~mask[:, -1]).argmax()}] pads on the right: this model counts positions from a row's "
+            "first slot, so pad on the left"
+        )
     flush_ids, flush_mask = _align_right(ids, mask) if right_padded else (ids, mask)
-    first = flush_mask.any(axis=0).argmax()  # columns that are padding in every row need no slots
+    # Columns that are padding in every row need no slots.
+    first = 0 if in_place else flush_mask.any(axis=0).argmax()
     flush_ids, flush_mask = flush_ids[:, first:], flush_mask[:, first:]
     length = flush_ids.shape[1]
     if max_positions is not None and length >= max_positions:
@@ -174,6 +196,7 @@ def prepare_prompts(
             f"positions: shorten the prompt, or set max_new_tokens to {max_positions - length} or less"
         )
     bucket = bucket_length(length, None if max_positions is None else max_positions - max_new)
+    bucket = length if in_place else bucket
     num_slots = bucket_length(bucket + max_new, max_positions)
     pad = ((0, 0), (bucket - length, 0))
     flush_ids, flush_mask = np.pad(flush_ids, pad), np.pad(flush_mask, pad)
@@ -182,12 +205,24 @@ def prepare_prompts(
 
 
 def prepare_sources(
-    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int, max_positions: int | None
+    input_ids: Any,
+    attention_mask: Any,
+    config: GenerationConfig,
+    vocab_size: int,
+    max_positions: int | None,
+    decoder_input_ids: Any = None,
 ) -> Prompts:
     """Checks an encoder-decoder's input, and lays it and what the output begins with out for the compiled loop.
 
-    Args, Raises: as `prepare_prompts`. A row keeps its place in the encoder: positions count from its first slot,
-    padding or not, as in transformers.
+    A row keeps its place in the encoder: positions count from its first slot, padding or not, as in transformers.
+
+    Args:
+        input_ids, attention_mask, config, vocab_size, max_positions: as of `prepare_prompts`.
+        decoder_input_ids: integers [B, T], what the output begins with, or None: the start token. Where no row begins
+            with the start token, it is put before all, as in transformers.
+
+    Raises:
+        ValueError: as `prepare_prompts`; beginnings of another number of rows.
     """
     ids, mask = _checked(input_ids, attention_mask, config, vocab_size)
     if max_positions is not None and ids.shape[1] > max_positions:
@@ -198,16 +233,29 @@ def prepare_sources(
         raise ValueError(
             "output_prompt_logprobs: an encoder-decoder has no prompt that it could have predicted"
         )
-    min_new, max_new = config.new_tokens(1, max_positions)
-    if max_positions is not None and 1 + max_new > max_positions:
-        raise ValueError(
-            f"the start token and {max_new} new ones are past the model's {max_positions} positions: "
-            f"set max_new_tokens to {max_positions - 1} or less"
-        )
     start = np.full((len(ids), 1), config.decoder_start_token_id, np.int64)
+    if decoder_input_ids is not None:
+        begun = _as_ids(decoder_input_ids, "decoder_input_ids")
+        _check_ids(begun, vocab_size, "decoder_input_ids")
+        if len(begun) != len(ids):
+            raise ValueError(f"decoder_input_ids has {len(begun)} rows, but input_ids has {len(ids)}")
+        start = np.concatenate([start, begun], axis=1) if (begun[:, 0] != start[:, 0]).all() else begun
+    num_start = start.shape[1]
+    if max_positions is not None and num_start >= max_positions:
+        raise ValueError(
+            f"decoder_input_ids of {num_start} tokens, the start token among them, leave no room for a new one: "
+            f"the model has {max_positions} positions"
+        )
+    min_new, max_new = config.new_tokens(num_start, max_positions)
+    if max_positions is not None and num_start + max_new > max_positions:
+        what = "the start token" if num_start == 1 else f"decoder_input_ids of {num_start} tokens"
+        raise ValueError(
+            f"{what} and {max_new} new ones are past the model's {max_positions} positions: "
+            f"set max_new_tokens to {max_positions - num_start} or less"
+        )
     real = np.ones(start.shape, bool)
     source = _bucketed(ids, mask, max_positions)
-    num_slots = bucket_length(1 + max_new, max_positions)
+    num_slots = bucket_length(num_start + max_new, max_positions)
     return Prompts(start, real, False, start, real, *source, min_new, max_new, num_slots)
 
 
@@ -216,13 +264,7 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ids int64 [B, T], which are real), or what is wrong with them."""
     ids = _as_ids(input_ids)
-    outside = np.argwhere((ids < 0) | (ids >= vocab_size))
-    if len(outside):
-        row, column = outside[0]
-        raise ValueError(
-            f"input_ids[{row}, {column}] = {ids[row, column]}: "
-            f"the model's vocabulary has ids 0 to {vocab_size - 1}"
-        )
+    _check_ids(ids, vocab_size)
     config.check_vocabulary(vocab_size)
     mask = _as_mask(attention_mask, ids, config)
     empty = np.flatnonzero(~mask.any(axis=1))
@@ -247,20 +289,31 @@ def bucket_length(length: int, at_most: int | None = None) -> int:
     return rounded if at_most is None else max(length, min(rounded, at_most))
 
 
-def _as_ids(input_ids: Any) -> np.ndarray:
+def _as_ids(given: Any, name: str = "input_ids") -> np.ndarray:
     try:
-        ids = np.asarray(input_ids)
+        ids = np.asarray(given)
     except ValueError:
-        raise ValueError(
-            "input_ids has rows of different lengths: pad them and pass an attention_mask"
-        ) from None
+        mend = (
+            "pad them and pass an attention_mask" if name == "input_ids" else "they begin with equally many"
+        )
+        raise ValueError(f"{name} has rows of different lengths: {mend}") from None
     if ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {ids.shape}: it is [batch, length]")
+        raise ValueError(f"{name} has shape {ids.shape}: it is [batch, length]")
     if ids.size == 0:
-        raise ValueError(f"input_ids of shape {ids.shape} is an empty prompt: generation starts from a token")
+        raise ValueError(f"{name} of shape {ids.shape} is an empty prompt: generation starts from a token")
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"input_ids has dtype {ids.dtype}: token ids are integers")
+        raise ValueError(f"{name} has dtype {ids.dtype}: token ids are integers")
     return ids.astype(np.int64)
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int, name: str = "input_ids") -> None:
+    outside = np.argwhere((ids < 0) | (ids >= vocab_size))
+    if len(outside):
+        row, column = outside[0]
+        raise ValueError(
+            f"{name}[{row}, {column}] = {ids[row, column]}: "
+            f"the model's vocabulary has ids 0 to {vocab_size - 1}"
+        )
 
 
 def _as_mask(attention_mask: Any, ids: np.ndarray, config: GenerationConfig) -> np.ndarray:

@@ -43,7 +43,7 @@ def process_logits(logits: jax.Array, history: History, config: GenerationConfig
 
 def adjust(logits: jax.Array, history: History, config: GenerationConfig) -> jax.Array:
     """Penalties, bans and forced tokens: the processors that greedy decoding has too; see `process_logits`."""
-    c, step = config, history.step
+    c, step = config, history.step[..., None] if history.step.ndim else history.step
     if c.sequence_bias:
         logits = processors.add_biases(logits, history, c.sequence_bias)
     if history.rivals is not None:

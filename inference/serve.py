@@ -76,6 +76,8 @@ class Flags:
     """To compute and to keep weights in; auto is float32 on a CPU (by far the fastest), else bfloat16."""
     weights: Literal["full", "int8"] = "full"
     """int8 keeps kernels in 8 bits, with a scale per output channel: half the memory of bfloat16."""
+    cache: Literal["full", "int8"] = "full"
+    """int8 keeps keys and values of earlier tokens in 8 bits, with a scale per token and head: more rows fit."""
     access_log: bool = False
     """Write a line for every request."""
 
@@ -137,8 +139,10 @@ def run(flags: Flags) -> None:
 
     started = time.perf_counter()
     rules = rules_of_mesh(flags.mesh)
+    rules = None if rules is None else rules.for_decoding()
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    checkpoint = open_checkpoint(flags.checkpoint, auto if flags.dtype == "auto" else flags.dtype)
+    dtype = auto if flags.dtype == "auto" else flags.dtype
+    checkpoint = open_checkpoint(flags.checkpoint, dtype, cache=flags.cache)
     model, tokenizer = checkpoint.model, read_tokenizer(checkpoint.folder)
     with _listen(flags.host, flags.port) as listening:  # before anything large is read
         params = checkpoint.read_prepared(rules, "int8" if flags.weights == "int8" else None)

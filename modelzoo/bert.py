@@ -25,8 +25,10 @@ from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, LayerCache, begin
 from modelzoo.layers.embed import Embed, check_length, embed_inputs
 from modelzoo.layers.linear import dropout_layer
+from modelzoo.layers.masks import check_segments
 from modelzoo.layers.mlp import Mlp, get_activation
 from modelzoo.layers.norm import LayerNorm
+from modelzoo.layers.position import segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.outputs import BaseModelOutput
 from modelzoo.trunk import Block, Trunk
@@ -238,15 +240,18 @@ class BertTrunk(Trunk):
         """A norm of the trunk's width."""
         return LayerNorm(self.config.hidden_size, self.config.layer_norm_eps, self.dtype, self.param_dtype)
 
-    def default_positions(self, input_ids: Given, slots_T: jax.Array, cache: Cache | None) -> jax.Array:
+    def default_positions(
+        self, input_ids: Given, slots_T: jax.Array, cache: Cache | None, segment_ids: Given
+    ) -> jax.Array:
         """The position ids [B or 1, T] of a call that passes none.
 
         Args:
             input_ids: [B, T], or None where embeddings were passed.
             slots_T: the places of the tokens in their rows.
             cache: with the new tokens' mask set.
+            segment_ids: [B, T], in each of which positions start anew, or None.
         """
-        return jnp.atleast_2d(slots_T)
+        return jnp.atleast_2d(slots_T) if segment_ids is None else segment_positions(segment_ids)
 
     def __call__(
         self,
@@ -258,6 +263,7 @@ class BertTrunk(Trunk):
         inputs_embeds: Given = None,
         encoder_hidden_states: Given = None,
         encoder_attention_mask: Given = None,
+        segment_ids: Given = None,
         cache: Cache | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
@@ -274,6 +280,8 @@ class BertTrunk(Trunk):
             encoder_hidden_states: [B, S, D], attended to by a decoder; an encoder leaves them out, as in transformers.
                 With a cache, a call whose cache has seen them need not pass them again.
             encoder_attention_mask: [B, S] or [B, T, S], of the encoder's states; None shows them all.
+            segment_ids: [B, T], which document of a packed row a token belongs to; tokens see their own alone. Of the
+                encoder's states, encoder_attention_mask [B, T, S] says what each sees.
             cache: from `init_cache` or an earlier call; a decoder's.
             options: see `StackOptions`.
 
@@ -289,19 +297,20 @@ class BertTrunk(Trunk):
         x_BTD = embed_inputs(self.embed, input_ids, inputs_embeds)
         limit = c.max_positions if position_ids is None else c.max_position_embeddings
         check_length(x_BTD, limit, "positions")
+        check_segments(segment_ids, x_BTD.shape[1], cache)
         slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
         types = jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids
         x_BTD = x_BTD + self.embed_types(types)
         if c.relative is None or self.is_initializing():  # the table stands in every file
             if position_ids is None:
-                position_ids = self.default_positions(input_ids, slots_T, cache)
+                position_ids = self.default_positions(input_ids, slots_T, cache, segment_ids)
             x_BTD = x_BTD + self.embed_positions(position_ids)
         x_BTD = self.embed_norm(x_BTD) if hasattr(self, "embed_norm") else x_BTD
         x_BTD = self.embed_dropout(x_BTD, deterministic=deterministic)
 
-        shared = dict(bias=Bias(mask_BS, slots_T if c.is_decoder else None)) | self._source(
-            encoder_hidden_states, encoder_attention_mask, cache
-        )
+        bias = Bias(mask_BS, slots_T if c.is_decoder else None, None, segment_ids, segment_ids)
+        source = self._source(encoder_hidden_states, encoder_attention_mask, cache)
+        shared = dict(bias=bias) | source
         out = self.run(x_BTD, shared, cache, head_mask, **options)
         if not self.add_pooling_layer:
             return out

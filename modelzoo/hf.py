@@ -54,6 +54,7 @@ def from_hf(
     param_dtype: Any = None,
     unstack: bool = False,
     quantize: str | None = None,
+    config: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Loads a Hugging Face checkpoint, one tensor at a time, straight to where it is to lie.
 
@@ -72,6 +73,7 @@ def from_hf(
             copied afterwards.
         quantize: "int8" turns the kernels (`modelzoo.quantizing`) into int8 on the way in. Of one layer's kernel at a
             time there is a copy in full precision, sharded, on the devices. It unstacks too.
+        config: in place of config.json's, such as one with other classes or dropout; None takes that.
 
     Returns:
         (model, params): params is the canonical tree, or with layers unstacked, the vocabulary padded as the mesh asks.
@@ -87,7 +89,7 @@ def from_hf(
     )
     quantizing.check_kind(quantize)
     rules = _rules_for(mesh, rules)
-    opened = open_folder(path, model_class, dtype, param_dtype)
+    opened = open_folder(path, model_class, dtype, param_dtype, config=config)
     model, shapes = opened.model, opened.shapes
     places = _places(model, shapes, rules)
     shared = {} if quantize is None else quantizing.shared_dims(model)
@@ -125,11 +127,12 @@ def open_folder(
     dtype: Any = None,
     param_dtype: Any = None,
     headers: Headers | None = None,
+    config: Any = None,
 ) -> OpenedFolder:
     """Reads a checkpoint's config and headers, and matches them.
 
     Args:
-        path, model_class, dtype, param_dtype: as `from_hf`.
+        path, model_class, dtype, param_dtype, config: as `from_hf`.
         headers: finds what is in a folder that need not be whole.
 
     Raises:
@@ -139,7 +142,7 @@ def open_folder(
     hf_config = hf_files.read_json(folder / hf_files.CONFIG)
     try:
         family, chosen = hf_match.choose_class(hf_config, model_class)
-        config = family.config_class.from_hf(hf_config)
+        config = family.config_class.from_hf(hf_config) if config is None else config
     except ValueError as error:
         raise ValueError(f"{folder / hf_files.CONFIG}: {error}") from None
     if headers is None:

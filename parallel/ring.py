@@ -329,7 +329,8 @@ class _Device:
         first_query = self._start(self.index, pair[0], num_queries)
         first_key = self._start(source, pair[1], num_keys)
         slots = first_query + jnp.arange(num_queries, dtype=jnp.int32) if self.ring.is_causal else None
-        bias = self.extras.bias.replace(query_slots=slots).of_keys(first_key, num_keys).dense(num_keys)
+        bias = self.extras.bias.of_queries(first_query, num_queries).replace(query_slots=slots)
+        bias = bias.of_keys(first_key, num_keys).dense(num_keys)
         scores = jnp.einsum("bnth,bnsh->bnts", q, k, **FLOAT32)
         if self.ring.relative is not None:
             scores += relative_scores(self.ring.relative, table, q, k, first_query - first_key)

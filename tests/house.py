@@ -42,7 +42,13 @@ ENTRY_POINTS = {
     "train/verify.py",
 }
 # Parts of entry points: these may read gin files and flags because only entry points import them.
-ENTRY_PARTS = {"inference/task_cli.py", "train/cli.py", "train/experiment.py", "train/gin_files.py"}
+ENTRY_PARTS = {
+    "inference/task_cli.py",
+    "train/cli.py",
+    "train/experiment.py",
+    "train/gin_files.py",
+    "train/work.py",
+}
 COMMAND_LINE = {
     "absl.app",
     "absl.flags",
@@ -62,7 +68,7 @@ SHARED_RUN = 6
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _REQUIREMENTS = itertools.chain(_PROJECT["dependencies"], *_PROJECT["optional-dependencies"].values())
-_IMPORTED_AS = {"gin_config": "gin", "orbax_checkpoint": "orbax"}
+_IMPORTED_AS = {"gin_config": "gin", "orbax_checkpoint": "orbax", "scikit_learn": "sklearn"}
 DECLARED = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in _REQUIREMENTS}
 DECLARED = {_IMPORTED_AS.get(name, name) for name in DECLARED} - {"torch", "transformers"}
 

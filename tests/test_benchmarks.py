@@ -75,12 +75,26 @@ def test_train_step_refuses_another_loss(folder):
 def test_command_without_torch(monkeypatch, capsys):
     monkeypatch.setattr(entry, "has_torch", lambda: False)
     flags = entry.Flags(
-        shape=TINY, batches=(2,), prompt_length=4, new_tokens=2, train_batch=2, train_length=8, rounds=1
+        shape=TINY,
+        batches=(2,),
+        prompt_length=4,
+        first_length=6,
+        beams=2,
+        new_tokens=2,
+        train_batch=2,
+        train_length=8,
+        rounds=1,
     )
     entry.run(flags, side=Local)
     lines = capsys.readouterr().out.splitlines()
-    starts = ["torch and transformers are not installed", "decode, batch 2", "train step, 2 x 8"]
-    assert [line.startswith(start) for line, start in zip(lines, starts, strict=False)] == [True] * 3
+    starts = [
+        "torch and transformers are not installed",
+        "decode, batch 2",
+        "first token, prompt of 6",
+        "MVP, 2 beams",
+        "train step, 2 x 8",
+    ]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=False)] == [True] * 5
 
 
 def test_worker_runs_elsewhere_and_tells_why_it_failed():

@@ -48,6 +48,20 @@ def test_a_part_of_the_keys():
     )
 
 
+def test_segments_hide_each_other():
+    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 3, 3]])
+    whole = Bias(MASK, SLOTS, None, segments, segments)
+    same = np.asarray(segments)[:, :, None] == np.asarray(segments)[:, None]
+    seen = visible(True, MASK) & same[:, None]
+
+    np.testing.assert_array_equal(whole.dense(6) == 0, seen)
+    part = whole.of_queries(jnp.int32(1), 4).replace(query_slots=SLOTS[1:5]).of_keys(jnp.int32(2), 3)
+    np.testing.assert_array_equal(part.dense(3) == 0, seen[:, :, 1:5, 2:5])
+    np.testing.assert_array_equal(Bias(None, None, None, segments, segments).dense(6) == 0, same[:, None])
+    assert bool(hides_first_key(whole))
+    assert not bool(hides_first_key(Bias(None, SLOTS, None, segments, segments)))
+
+
 def test_what_decides():
     assert Bias(MASK, SLOTS).is_causal
     assert not Bias(MASK).is_causal

@@ -1,10 +1,10 @@
 """Every shipped gin file builds: settings, model, mesh, a training step lowered with nothing allocated."""
 
+import json
 import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 import modelzoo
@@ -12,8 +12,10 @@ import parallel
 from parallel.layouts import LAYOUTS, parse_layout
 from train.experiment import CONFIGS, Experiment, run_names
 from train.gin_files import Settings
+from train.random_batch import draw_batch
 from train.state import abstract_state
 from train.step import make_train_step
+from train.tasks.evaluating import head_of
 
 FILES = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.gin"))
 # A layout is a piece of a run: it is built on top of a whole one. A model gets the least that a run needs.
@@ -29,14 +31,39 @@ LEAST = {
 }
 
 
-def experiment(file):
+def labelled(file, folder):
+    """Settings that give a fine-tuning file two examples, which its data set would have thousands of."""
+    numbers = dict(
+        text="x", text_pair="y", label=1, choices=["a", "b"], tokens=["x"], tags=["O"], summary="z"
+    )
+    rows = [numbers | {"label": label} for label in ((["a"], ["b"]) if "several" in file else (0, 1))]
+    answer = dict(question="x", context="x", answers={"text": ["x"], "answer_start": [0]})
+    path = folder / "examples.jsonl"
+    path.write_text("".join(json.dumps(row | answer) + "\n" for row in rows))
+    return [f"task.train_file='{path}'", f"task.eval_file='{path}'"]
+
+
+def experiment(file, folder=None):
     files = [*BASE.get(Path(file).parts[0], []), file]
     # What a file requires is filled in, nothing else: a file that stands alone has to stand alone.
     text = "".join((CONFIGS / name).read_text() for name in files)
     needed = (
         LEAST if file.startswith("models/") else {key for key in LEAST if f"{key} = %gin.REQUIRED" in text}
     )
-    return Experiment(files, [f"{key}={LEAST[key]}" for key in needed])
+    params = [f"{key}={LEAST[key]}" for key in needed]
+    if file.startswith("finetune/"):
+        params += labelled(file, folder)
+        if file == "finetune/base.gin":
+            params += [f"train.{name}={value}" for name, value in HEAD.items()]
+    return Experiment(files, params)
+
+
+HEAD = {
+    "workdir": "'runs/x'",
+    "model_class": "'GPTJForCausalLM'",
+    "preset": "'tiny-gptj'",
+    "sequence_length": 32,
+}
 
 
 def lowered(experiment, devices):
@@ -49,8 +76,11 @@ def lowered(experiment, devices):
     step = make_train_step(
         model, optimizer, rules=rules, accumulate=run.accumulate, learning_rate=experiment.learning_rate
     )
-    ids = jax.ShapeDtypeStruct((run.global_batch_size, run.sequence_length), jnp.int32)
-    return step.lower(abstract_state(model, optimizer, rules=rules), {"input_ids": ids, "labels": ids})
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype),
+        draw_batch(model, run.global_batch_size, run.sequence_length),
+    )
+    return step.lower(abstract_state(model, optimizer, rules=rules), batch)
 
 
 def test_the_files_that_the_readme_names_are_there():
@@ -60,7 +90,15 @@ def test_the_files_that_the_readme_names_are_there():
     assert len([file for file in FILES if file.startswith("ablations/")]) >= 2
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("finetune/")])
+def test_every_fine_tuning_file_trains_a_head(file, tmp_path):
+    built = experiment(file, tmp_path)
+    assert head_of(built.model)
+    assert built.unused() == []
+    assert built.run.workdir == f"runs/{Path(file).stem}" or file == "finetune/base.gin"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("finetune/")])
 def test_every_file_builds_to_an_abstract_step(file):
     built = experiment(file)
     before = len(jax.live_arrays())

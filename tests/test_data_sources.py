@@ -1,8 +1,12 @@
-"""train/data/sources.py: which files are read, in which order, cut into which pieces."""
+"""train/data/sources.py: which files are read, in which order, cut into which pieces and shards."""
 
+import gzip
 import json
 
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import parquet
 
 from train.data import sources
 
@@ -73,7 +77,7 @@ def test_text_that_is_not_utf8_names_the_file(tmp_path, name):
     file = tmp_path / name
     file.write_bytes(b'{"text": "\xff\xfe"}')
 
-    with pytest.raises(ValueError, match=f"{name}: not UTF-8"):
+    with pytest.raises(ValueError, match=rf"{name}(:1)?: not UTF-8"):
         list(sources.iter_documents([file]))
 
 
@@ -81,7 +85,7 @@ def test_text_that_is_not_utf8_names_the_file(tmp_path, name):
     ("make", "error", "message"),
     [
         (lambda path: path / "nothing", FileNotFoundError, "no such file or folder"),
-        (lambda path: path, ValueError, "no .txt, .md, .py, .jsonl file"),
+        (lambda path: path, ValueError, "no .txt, .*or code file"),
         (lambda path: write(path / "t.csv", "x"), ValueError, "a .csv file is not read"),
         (lambda path: write(path / "t.txt", ""), ValueError, "no .txt"),
     ],
@@ -89,6 +93,68 @@ def test_text_that_is_not_utf8_names_the_file(tmp_path, name):
 def test_sources_without_text_are_refused(tmp_path, make, error, message):
     with pytest.raises(error, match=message):
         sources.find_files(str(make(tmp_path)))
+
+
+def lines(count, size=20):
+    return "".join(json.dumps({"text": f"line {i} " + "x" * (i % size)}) + "\n" for i in range(count))
+
+
+def texts_of(text):
+    return [json.loads(line)["text"] for line in text.splitlines()]
+
+
+def test_packed_files_are_unpacked(tmp_path):
+    text = lines(50)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(text.encode()))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"plain"))
+    write(tmp_path / "d.csv.gz", "no")
+    table = pyarrow.table({"body": [*texts_of(text), None], "id": list(range(51))})
+    parquet.write_table(table, tmp_path / "e.parquet", row_group_size=10)
+    files = sources.find_files(str(tmp_path))
+    tally = sources.Tally()
+
+    assert [file.name for file in files] == ["a.jsonl.gz", "b.jsonl.zst", "c.txt.gz", "e.parquet"]
+    assert list(sources.iter_documents(files[:3])) == texts_of(text) * 2 + ["plain"]
+    assert list(sources.iter_documents(files[3:], "body", tally)) == texts_of(text)
+    assert (tally.documents, tally.empty) == (50, 1)
+    with pytest.raises(ValueError, match=r"e\.parquet: no column 'text': its columns are body, id"):
+        list(sources.iter_documents(files[3:]))
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
+def test_a_torn_file_is_named(tmp_path, name):
+    text = lines(500).encode()
+    packed = gzip.compress(text) if name.endswith("gz") else zstandard.compress(text)
+    (tmp_path / name).write_bytes(packed[: len(packed) // 2] if "zst" not in name else b"nonsense")
+
+    with pytest.raises(ValueError, match=rf"{name}: (cannot be unpacked|not a Parquet file)"):
+        list(sources.iter_documents([tmp_path / name]))
+
+
+@pytest.mark.parametrize("size", [64, 100, 1000])
+def test_a_large_file_is_read_in_stretches(tmp_path, size):
+    text = "\n" + lines(40)
+    file = write(tmp_path / "large.jsonl", text)
+    table = pyarrow.table({"text": texts_of(lines(40))})
+    parquet.write_table(table, tmp_path / "large.parquet", row_group_size=4)
+    small = [write(tmp_path / f"{i}.txt", "x" * 30) for i in range(4)]
+    shards = sources.cut_into_shards([*small, file, tmp_path / "large.parquet"], size)
+    whole = ["x" * 30] * 4 + texts_of(lines(40)) * 2
+
+    assert len(shards) >= len(text) // size
+    assert list(sources.iter_documents(part for parts in shards for part in parts)) == whole
+
+
+def test_a_bad_line_of_a_later_stretch_has_its_number_in_the_file(tmp_path):
+    text = lines(30) + "oops\n" + lines(30)
+    file = write(tmp_path / "large.jsonl", text)
+    stretches = sources.cut_into_shards([file], 100)
+    bad = next(parts for parts in stretches if parts[0].stop > text.index("oops"))
+
+    assert bad[0].start > 0
+    with pytest.raises(ValueError, match=r"large\.jsonl:31: not JSON"):
+        list(sources.iter_documents(bad))
 
 
 def test_long_documents_are_cut_at_line_ends(monkeypatch):

@@ -1,6 +1,7 @@
-"""train/data/tokens.py: token files, the cache that keeps them, what is held out."""
+"""train/data/tokens.py: prepared folders, the cache that keeps them, what is held out, mixtures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ def prepare(corpus, tmp_path, **changes):
 
 def decode(data, split):
     tokenizer = load_tokenizer(data.tokenizer_file)
-    return tokenizer.decode(getattr(data, split).tolist(), skip_special_tokens=False).split("<|endoftext|>")
+    return tokenizer.decode(tokens(data, split).tolist(), skip_special_tokens=False).split("<|endoftext|>")
+
+
+def tokens(data, split):
+    (part,) = getattr(data, split)
+    return part.read(0, part.num_tokens)
 
 
 def test_documents_are_joined_by_the_end_of_text_token(corpus, tmp_path):
@@ -38,10 +44,10 @@ def test_documents_are_joined_by_the_end_of_text_token(corpus, tmp_path):
     assert len(train) + len(held_out) == 40
     assert train == sorted(train)  # in the order of the files
     assert 0 < len(held_out) < 10
-    assert data.train.dtype == np.uint16
+    assert data.manifest["dtype"] == "uint16"
     assert data.manifest["documents"] == 40
-    assert data.manifest["train_tokens"] == len(data.train)
-    assert data.train[-1] == data.manifest["end_of_text_id"] == 0
+    assert data.manifest["train_tokens"] == data.train[0].num_tokens
+    assert tokens(data, "train")[-1] == data.manifest["end_of_text_id"] == 0
 
 
 def test_what_is_held_out_follows_from_the_text_alone(corpus, tmp_path):
@@ -62,36 +68,35 @@ def test_one_long_document_is_held_out_in_part(tmp_path, monkeypatch):
 
     data = prepare(file, tmp_path, validation_fraction=1e-6)
 
-    assert len(data.validation) > 0
-    assert (data.train == 0).sum() + (data.validation == 0).sum() == 1
+    assert data.validation[0].num_tokens > 0
+    assert (tokens(data, "train") == 0).sum() + (tokens(data, "validation") == 0).sum() == 1
 
 
 def test_no_fraction_holds_nothing_out(corpus, tmp_path):
-    assert len(prepare(corpus, tmp_path, validation_fraction=0.0).validation) == 0
+    assert prepare(corpus, tmp_path, validation_fraction=0.0).validation[0].num_tokens == 0
 
 
 def test_second_call_reads_the_cache(corpus, tmp_path, monkeypatch):
     first = prepare(corpus, tmp_path)
-    monkeypatch.setattr(tokens_lib, "train_tokenizer", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(tokens_lib, "_write_tokens", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(tokens_lib, "build", lambda *_: pytest.fail("built again"))
     second = prepare(corpus, tmp_path)
 
     assert (first.built, second.built) == (True, False)
-    np.testing.assert_array_equal(first.train, second.train)
+    np.testing.assert_array_equal(tokens(first, "train"), tokens(second, "train"))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.folder.name]
 
 
-@pytest.mark.parametrize("damage", ["train.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["train-00000.arrayrecord", "manifest.json", "tokenizer.json"])
 def test_a_damaged_cache_is_made_anew(corpus, tmp_path, damage):
     first = prepare(corpus, tmp_path)
-    kept = first.train.copy()
+    kept = tokens(first, "train")
     file = first.folder / damage
     file.write_bytes(file.read_bytes()[:150])
 
     second = prepare(corpus, tmp_path)
 
     assert second.built
-    np.testing.assert_array_equal(second.train, kept)
+    np.testing.assert_array_equal(tokens(second, "train"), kept)
 
 
 def test_an_edit_of_the_text_is_seen(corpus, tmp_path):
@@ -111,26 +116,13 @@ def test_the_fingerprint_does_not_depend_on_the_place(corpus, tmp_path):
     assert second.manifest["fingerprint"] == first.manifest["fingerprint"]
 
 
-def test_an_interruption_leaves_nothing(corpus, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tokens_lib, "_write_tokens", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(corpus, tmp_path)
-
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert prepare(corpus, tmp_path).built
-
-
 def test_special_tokens_in_the_text_are_text(tmp_path):
     file = tmp_path / "doc.txt"
     file.write_text("before <|endoftext|> after " * 20)
 
     data = prepare(file, tmp_path, validation_fraction=0.0)
 
-    assert (data.train == 0).sum() == 1
+    assert (tokens(data, "train") == 0).sum() == 1
 
 
 def test_a_given_tokenizer_is_used(corpus, tmp_path):
@@ -159,6 +151,7 @@ def test_a_given_tokenizer_is_used(corpus, tmp_path):
             r"vocab_size = 400 is larger than the model's vocabulary, 300",
         ),
         ({"vocab_size": 100}, r"at least 257"),
+        ({"mixture": {"x": 1.0}}, r"data\.path and data\.mixture: both are set"),
     ],
 )
 def test_values_out_of_range_are_named(corpus, tmp_path, changes, message):
@@ -170,3 +163,65 @@ def test_a_cache_that_cannot_be_written_is_named(corpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"data\.cache_dir: cannot write to"):
         prepare(corpus, tmp_path, cache_dir=str(tmp_path / "file" / "cache"))
+
+
+@pytest.fixture
+def folders(corpus, tmp_path):
+    """Two prepared folders with one tokenizer, as `python -m train.data` makes them."""
+    train_tokenizer(["the number is a square " * 9], 280).save(str(tmp_path / "tokenizer.json"))
+    found = []
+    for name in ("a", "b"):
+        data = prepare(corpus, tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), validation_fraction=0.1)
+        found.append(data.folder.rename(tmp_path / name))
+        (corpus / "00.txt").write_text("another text")
+    return [str(folder) for folder in found]
+
+
+def test_a_prepared_folder_is_a_path(folders, tmp_path):
+    data = prepare_tokens(folders[0], model_vocab_size=300, vocab_size=300)
+
+    assert not data.built
+    assert data.folder == tmp_path / "a"
+    assert data.manifest["documents"] == data.train[0].num_documents + data.validation[0].num_documents == 40
+
+
+def test_a_mixture_has_shares(folders):
+    weights = {folders[0]: 3, folders[1]: 1.0}
+    data = prepare_tokens(mixture=weights)
+    other = prepare_tokens(mixture=weights | {folders[1]: 2.0})
+
+    assert data.weights == (0.75, 0.25)
+    assert [part.num_documents for part in data.train] == [
+        prepare_tokens(folder).train[0].num_documents for folder in folders
+    ]
+    assert data.manifest["documents"] == 80
+    assert data.manifest["fingerprint"] not in (
+        other.manifest["fingerprint"],
+        *(prepare_tokens(folder).manifest["fingerprint"] for folder in folders),
+    )
+    with pytest.raises(ValueError, match=r"data\.mixture = .*a weight above 0"):
+        prepare_tokens(mixture={folders[0]: 0.0})
+
+
+def test_folders_of_another_tokenizer_are_refused(folders, corpus, tmp_path):
+    trained = prepare(corpus, tmp_path, vocab_size=290)
+    with pytest.raises(ValueError, match="was prepared with another tokenizer than"):
+        prepare_tokens(mixture={folders[0]: 1.0, str(trained.folder): 1.0})
+    with pytest.raises(ValueError, match=r"prepared with another tokenizer than data\.tokenizer = "):
+        prepare_tokens(folders[0], tokenizer=str(trained.tokenizer_file))
+    with pytest.raises(ValueError, match=r"ids up to \d+, but the model's vocab_size is 258"):
+        prepare_tokens(folders[0], model_vocab_size=258)
+    shutil.copy(trained.tokenizer_file, folders[0])
+    with pytest.raises(ValueError, match=r"a/tokenizer\.json: not the tokenizer that the manifest"):
+        prepare_tokens(folders[0])
+
+
+def test_a_damaged_or_unfinished_folder_is_named(folders, tmp_path):
+    (tmp_path / "a" / "train-00000.arrayrecord").write_bytes(b"short")
+    with pytest.raises(OSError, match=r"train-00000\.arrayrecord: 5 bytes, of \d+ in the manifest"):
+        prepare_tokens(folders[0])
+    manifest = tmp_path / "b" / "manifest.json"
+    (tmp_path / "b" / "plan.json").write_text(json.dumps(json.loads(manifest.read_text())["plan"]))
+    manifest.unlink()
+    with pytest.raises(OSError, match=r"b: these tokens are not finished"):
+        prepare_tokens(folders[1])

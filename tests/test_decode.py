@@ -153,6 +153,18 @@ def test_an_encoder_decoder_writes_after_its_start_token(mvp):
         inference.generate(model, params, SOURCES, config=GenerationConfig(max_new_tokens=24))
 
 
+def test_an_output_goes_on_from_what_it_is_begun_with(mvp):
+    model, params = mvp
+    config = GenerationConfig(max_new_tokens=8, pad_token_id=1)
+    whole = inference.generate(model, params, SOURCES, SOURCES != 1, config)
+    rest = GenerationConfig(max_new_tokens=5, pad_token_id=1)
+    begun = whole.sequences[:, 1:4]  # without the start token, which is put before
+    out = inference.generate(model, params, SOURCES, SOURCES != 1, rest, decoder_input_ids=begun)
+    np.testing.assert_array_equal(out.sequences, whole.sequences)
+    with pytest.raises(ValueError, match="decoder_input_ids: FakeLM has no encoder"):
+        inference.generate(FakeLM(), {}, [[1]], decoder_input_ids=[[1]])
+
+
 def test_beams_on_a_mesh_are_those_without(mvp):
     model, params = mvp
     config = GenerationConfig(max_new_tokens=6, num_beams=2, eos_token_id=2)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -125,6 +126,33 @@ def test_a_mesh_gives_the_same_text(capsys, hf, model, params, tokenizer):
     assert body(out) == expected(model, params, tokenizer, PROMPT, 8, repetition_penalty=1.3)
 
 
+def test_guesses_give_the_same_text_and_are_counted(capsys, hf, model, params, tokenizer):
+    flags = ("--checkpoint", hf, "--prompt", PROMPT, "--max-new-tokens", 24)
+    out = call(capsys, *flags, "--draft", hf, "--draft-tokens", 5)
+    assert body(out) == expected(model, params, tokenizer, PROMPT, 24)
+    # A model guesses itself: 23 tokens at 6 a pass, in chunks of 16 and 7, whose last tokens are guesses too.
+    assert "; 20 of 20 guesses were right, and 23 tokens took 5 passes;" in out.splitlines()[-2]
+    out = call(capsys, *flags, "--lookup", 3)
+    assert body(out) == expected(model, params, tokenizer, PROMPT, 24)
+    assert re.search(r"; \d+ of \d+ guesses were right, and 23 tokens took \d+ passes;", out)
+
+
+def test_a_cache_in_int8_gives_the_text_of_such_a_model(capsys, hf, model, params, tokenizer):
+    out = call(
+        capsys,
+        "--checkpoint",
+        hf,
+        "--prompt",
+        PROMPT,
+        "--max-new-tokens",
+        16,
+        "--no-stream",
+        "--cache",
+        "int8",
+    )
+    assert body(out) == expected(model.clone(cache_dtype=jnp.int8), params, tokenizer, PROMPT, 16)
+
+
 def test_without_a_length_the_window_is_filled(capsys, hf, model, params, tokenizer):
     out = call(capsys, "--checkpoint", hf, "--prompt", PROMPT)
     room = model.config.max_positions - len(tokenizer.encode(PROMPT).ids)
@@ -149,6 +177,9 @@ def test_without_a_length_the_window_is_filled(capsys, hf, model, params, tokeni
         (["--prompt", "a", "--mesh", "fsdp=-1,tensor=3"], "3 does not divide the 8 devices"),
         (["--prompt", "a", "--mesh", "width=2"], "unknown mesh axis 'width'"),
         (["--prompt", "a", "--mesh", "tensor=8"], "does not divide"),
+        (["--prompt", "a", "--lookup", "0"], "GenerationConfig.prompt_lookup_num_tokens = 0"),
+        (["--prompt", "a", "--draft-tokens", "2"], "--draft-tokens 2: there is no --draft"),
+        (["--prompt", "a", "--draft", "/nowhere/draft"], "/nowhere/draft"),
         (["--prompt-file", "/nowhere/story.txt"], "cannot read /nowhere/story.txt"),
     ],
 )
@@ -174,6 +205,18 @@ def test_checkpoints_that_cannot_generate_are_one_line(capsys, hf, tmp_path):
         with pytest.raises(SystemExit):
             entry.main(["--checkpoint", str(tmp_path), "--prompt", "a"])
         assert re.fullmatch(rf"error: [^\n]*{error}[^\n]*\n", capsys.readouterr().err)
+
+
+def test_a_draft_of_other_tokens_is_one_line(capsys, hf, tmp_path):
+    for file in hf.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    other = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(SystemExit):
+        entry.main(["--checkpoint", str(hf), "--prompt", "a", "--draft", str(tmp_path)])
+    assert re.fullmatch(
+        r"error: --draft \S+: its tokens are others than those of \S+\n", capsys.readouterr().err
+    )
 
 
 def test_a_defect_keeps_its_traceback():

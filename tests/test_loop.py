@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ import inference
 import modelzoo
 import parallel
 from inference import GenerationConfig, decode, loop
-from inference.processors import History
 from tests.fake_lm import FakeLM, expected
 
 
@@ -72,9 +70,3 @@ def test_a_cache_that_grows_gives_the_same_tokens(fields, monkeypatch):
     np.testing.assert_array_equal(out.sequences, whole.sequences)
     if not fields:
         assert out.sequences[0, 3:].tolist() == expected([5, 6, 7], 100)
-
-
-def test_the_newest_token_stands_before_the_end():
-    zero, tokens = jnp.int32(0), jnp.array([[1, 2, 3, 0], [4, 5, 6, 0]])
-    history = History(zero, zero, zero, tokens=tokens, end=jnp.int32(3))
-    assert loop.newest(history).tolist() == [3, 6]

@@ -1,7 +1,9 @@
 """The log of a run: what it writes, and that a resumed run does not write it twice."""
 
 import json
+import math
 import re
+import sys
 import time
 
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def run(workdir, first, last, **kwargs):
     ) as log:
         for step in range(first, last + 1):
             log.log(step, {"loss": jnp.float32(10 / step), "grad_norm": jnp.float32(1)})
-        log.eval(last, 0.5)
+        log.eval(last, {"loss": 0.5, "perplexity": math.exp(0.5)})
     return log
 
 
@@ -103,3 +105,78 @@ def test_a_cpu_has_a_measured_peak():
     peak, source = peak_flops()
     assert 1e8 < peak < 1e14
     assert source.startswith("measured")
+
+
+def test_says_where_time_and_memory_go(tmp_path):
+    with RunLog(tmp_path, num_steps=2, tokens_per_step=100, log_every=1) as log:
+        batches = iter([{"x": 1}, {"x": 2}])
+        assert log.take(batches) == {"x": 1}
+        log.log(1, {"loss": jnp.float32(1)})
+        with log.during("checkpoint"):
+            time.sleep(0.05)
+        log.take(batches)
+        log.log(2, {"loss": jnp.float32(1), "grad_norm/embed": jnp.float32(0.5)})
+    first, second = lines(tmp_path)
+    assert 0 <= second["input_wait"] < 1
+    assert second["tokens_per_second"] > 100 / 0.05
+    assert 0 <= second["goodput"] <= 1
+    assert second["host_bytes_peak"] >= second["host_bytes"] > 1e6
+    assert second["grad_norm/embed"] == 0.5
+    assert json.loads((tmp_path / "goodput.json").read_text())[0]["seconds"]["checkpoint"] >= 0.05
+    assert "compile_seconds" in first
+
+
+def test_a_hidden_wait_does_not_count(tmp_path):
+    class Running:
+        def is_ready(self):
+            return False
+
+        def __float__(self):
+            return 1.0
+
+    def slowly():
+        time.sleep(0.05)
+        yield {}
+
+    with RunLog(tmp_path, num_steps=9, tokens_per_step=1) as log:
+        log.log(1, {"loss": Running()})
+        log.take(slowly())
+        assert log.clock.spent["input"] == 0
+        log.log(2, {"loss": 1.0})
+        log.take(slowly())
+        assert log.clock.spent["input"] >= 0.05
+
+
+def test_weights_and_biases_gets_every_line(tmp_path, monkeypatch):
+    told = []
+
+    class Told:
+        @staticmethod
+        def init(**settings):
+            told.append(settings)
+            return Told
+
+        @staticmethod
+        def log(line, step):
+            told.append((step, line["loss"]))
+
+        @staticmethod
+        def finish():
+            told.append("finish")
+
+    monkeypatch.setitem(sys.modules, "wandb", Told)
+    for _ in range(2):
+        with RunLog(tmp_path, num_steps=1, tokens_per_step=1, wandb="project") as log:
+            log.log(1, {"loss": 2.0})
+    first, second = told[0], told[3]
+    assert first["project"] == "project"
+    assert first["id"] == second["id"]  # the same run goes on
+    assert told[1:3] == [(1, 2.0), "finish"]
+
+
+def test_weights_and_biases_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        ValueError, match=r"train\.wandb = 'p': the package wandb is not installed: pip install"
+    ):
+        RunLog(tmp_path, num_steps=1, tokens_per_step=1, wandb="p")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from inference import GenerationConfig
-from inference.prompts import bucket_length, prepare_prompts
+from inference.prompts import bucket_length, prepare_prompts, prepare_sources
 
 VOCAB, WINDOW = 50, 64
 
@@ -100,3 +100,50 @@ def test_several_results_of_a_prompt_stand_together():
     sequences, lengths = prepare([[5, 6]]).sequences(np.array([[7, 8], [9, 3]]), np.array([2, 1]), fill_id=0)
     assert sequences.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
     assert lengths.tolist() == [4, 3]
+
+
+def sources(ids=((5, 6), (3, 4)), **fields: Any):
+    begun = fields.pop("begun", None)
+    config = GenerationConfig(**{"max_new_tokens": 4, "decoder_start_token_id": 9} | fields)
+    return prepare_sources(ids, None, config, VOCAB, WINDOW, begun)
+
+
+def test_an_output_begins_with_the_start_token_and_what_is_given():
+    assert sources().given.tolist() == [[9], [9]]
+    assert sources(begun=[[1, 2], [3, 4]]).given.tolist() == [[9, 1, 2], [9, 3, 4]]
+    begun = sources(begun=[[9, 2], [9, 4]], max_new_tokens=None, max_length=7)
+    assert begun.given.tolist() == [[9, 2], [9, 4]]
+    assert (begun.max_new, begun.num_tokens) == (5, 7)
+    # As transformers: only where no row has it.
+    assert sources(begun=[[9, 2], [3, 4]]).given.tolist() == [[9, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("begun", "error"),
+    [
+        ([[1]], "decoder_input_ids has 1 rows, but input_ids has 2"),
+        ([[1], [VOCAB]], rf"decoder_input_ids\[1, 0\] = {VOCAB}: the model's vocabulary"),
+        ([[1], [2, 3]], "decoder_input_ids has rows of different lengths: they begin with equally many"),
+        (
+            [[1] * WINDOW] * 2,
+            rf"decoder_input_ids of {WINDOW + 1} tokens, the start token among them, leave no room",
+        ),
+        (
+            [[1] * (WINDOW - 3)] * 2,
+            rf"decoder_input_ids of {WINDOW - 2} tokens and 4 new ones .* to 2 or less",
+        ),
+    ],
+)
+def test_outputs_that_cannot_begin_so_are_refused(begun, error):
+    with pytest.raises(ValueError, match=error):
+        sources(begun=begun)
+
+
+def test_rows_whose_positions_are_slots_stay_in_place():
+    config = GenerationConfig(max_new_tokens=4)
+    ids, mask = [[0, 0, 5], [0, 3, 4]], [[0, 0, 1], [0, 1, 1]]
+    prompts = prepare_prompts(ids, mask, config, VOCAB, WINDOW, in_place=True)
+    assert prompts.input_ids.tolist() == ids
+    assert prompts.attention_mask.tolist() == np.array(mask, bool).tolist()
+    with pytest.raises(ValueError, match=r"attention_mask\[1\] pads on the right: .* so pad on the left"):
+        prepare_prompts([[1, 2], [3, 0]], [[1, 1], [1, 0]], config, VOCAB, WINDOW, in_place=True)

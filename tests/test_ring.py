@@ -30,6 +30,7 @@ def calls(length):
     """Everything that a bias and the rest may be, by name; rows padded on the left see nothing at first."""
     slots = jnp.arange(length, dtype=jnp.int32)
     mask = jnp.arange(length) >= jnp.array([[0], [5]])
+    segments = jnp.searchsorted(jnp.array([3, 4, length - 5]), slots, side="right") * jnp.array([[1], [2]])
     relative = dict(relative="relative_key_query", table_RH=random(2 * length - 1, H))
     return {
         "causal": dict(bias=Bias(None, slots)),
@@ -39,6 +40,10 @@ def calls(length):
         "relative": dict(bias=Bias(mask), **relative),
         "causal and relative": dict(bias=Bias(None, slots), **relative),
         "array": dict(bias=random(B, 1, length, length)),
+        "segments": dict(bias=Bias(None, None, None, segments, segments)),
+        "causal segments with all else": dict(
+            bias=Bias(mask, slots, alibi_bias(mask, N, segments), segments, segments), dropout=keep
+        ),
     }
 
 

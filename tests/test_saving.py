@@ -1,6 +1,8 @@
 """A run's state comes back as it was, on any mesh, and a run that was cut goes on as if it had not been."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -180,3 +182,76 @@ def test_a_save_that_fails_says_so(small, tmp_path):
 
     with pytest.raises(OSError, match=r"saving .* failed"):
         save()
+
+
+def test_the_best_stays(small, tmp_path):
+    values = {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: float("nan")}
+    with train.Saver(tmp_path, model=MODEL, every=10, keep=1, keep_best="loss") as saver:
+        for at, value in values.items():
+            assert saver.maybe_save(at, small, values={"loss": value}) == (at <= 2)
+        saver.maybe_save(10, small)
+        assert saver.best == (2, 1.0)
+        with pytest.raises(ValueError, match=r"train\.keep_best = 'loss': what is measured is accuracy, f1"):
+            saver.maybe_save(11, small, values={"f1": 1.0, "accuracy": 1.0})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "2"]
+    with train.Saver(tmp_path, model=MODEL, every=10, keep=1, keep_best="loss") as saver:
+        saver.restore(small)
+        assert saver.best == (2, 1.0)
+    with train.Saver(tmp_path / "f1", model=MODEL, every=10, keep_best="f1") as saver:
+        assert [saver.maybe_save(at, small, values={"eval_f1": at / 9}) for at in (1, 2)] == [True, True]
+
+
+DISK = """
+import resource, signal, sys, warnings
+import jax, modelzoo, train
+model = modelzoo.GPTJForCausalLM(modelzoo.get_config("tiny-gptj", vocab_size=211, n_embd=32))
+state = train.init_state(model, train.optim.adamw())
+warnings.simplefilter("always")
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+saver = train.Saver(sys.argv[1], model=model, every=1, keep=1)
+saver.maybe_save(1, state)
+saver._manager.wait_until_finished()
+limit(20_000)
+saver.maybe_save(2, state)
+print(saver.maybe_save(3, state), saver.latest_step(), flush=True)
+limit(resource.RLIM_INFINITY)
+saver.maybe_save(4, state)
+saver._manager.wait_until_finished()
+print(saver.latest_step(), flush=True)
+limit(20_000)
+saver.maybe_save(5, state)
+try:
+    saver.close()
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path):
+    command = [sys.executable, "-W", "always", "-c", "import train.optim\n" + DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(" 1"), done.stdout  # the first checkpoint is still there
+    assert lines[1] == "4"
+    assert "saving step 5" in lines[2]
+    assert "failed" in lines[2]
+    assert lines[2].endswith("step 4 is saved")
+    assert "saving step 2" in done.stderr
+    assert "the run goes on, step 1 is saved" in done.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_a_state_that_is_not_what_was_saved_is_refused(small, tmp_path):
+    with train.Saver(tmp_path, model=MODEL, every=1) as saver:
+        saver.maybe_save(1, small)
+    file = tmp_path / "checkpoints" / "1" / "run" / "run.json"
+    told = json.loads(file.read_text())
+    told["certificate"]["state"]["params.lm_head.bias"] = "0" * 16
+    file.write_text(json.dumps(told))
+    with (
+        train.Saver(tmp_path, model=MODEL, every=1, read_only=True) as saver,
+        pytest.raises(OSError, match=r"params\.lm_head\.bias is not as it was saved \(1 tensors"),
+    ):
+        saver.restore(small)

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import openai
 import pytest
 
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory):
     return folder, model, params, tokenizer
 
 
-def start(folder, *flags):
+def start(folder, *flags, num_devices=1):
     """(process, address) of a server that listens."""
     command = [
         sys.executable,
@@ -53,7 +54,8 @@ def start(folder, *flags):
         "2",
         *flags,
     ]
-    environment = dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0")
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
+    environment = dict(os.environ, XLA_FLAGS=f"--xla_backend_optimization_level=0 {devices}")
     process = subprocess.Popen(
         [*map(str, command), "--no-warm-up"], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -112,6 +114,21 @@ def test_a_server_from_its_start_to_sigterm(checkpoint):
     process.stdout.close()
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
+
+
+def test_a_server_on_a_mesh_with_a_cache_in_int8(checkpoint):
+    """Its text is that of one device."""
+    folder, model, params, tokenizer = checkpoint
+    process, address = start(folder, "--mesh", "tensor=2", "--cache", "int8", num_devices=2)
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0, timeout=120)
+    ids = tokenizer.encode(PROMPT).ids
+    config = inference.GenerationConfig(max_new_tokens=12, eos_token_id=0)
+    out = inference.generate(model.clone(cache_dtype=jnp.int8), params, [ids], config=config)
+    found = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12, temperature=0)
+    assert found.choices[0].text == tokenizer.decode(out.sequences[0, len(ids) : out.lengths[0]])
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stdout.close()
 
 
 def prompt_tokens(address):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,9 +78,27 @@ def test_tokens_equal_those_of_generate_and_nothing_compiles_late():
 
 
 @pytest.mark.usefixtures("greedy")
+def test_tokens_of_a_cache_in_int8_equal_those_of_generate():
+    """A cache that grows, rows that take a prefix over, prompts in several chunks."""
+    model, params = real("gptj")
+    model = model.clone(cache_dtype=jnp.int8)
+    engine = Engine(model, params, num_rows=2, max_length=56)
+    layer = engine._state.layers[0]
+    assert layer.key.values.dtype == layer.value.values.dtype == jnp.int8
+    rows = [*prompts(0), prompts(0)[1]]
+    asked = [engine.submit(row, SamplingParams(max_new_tokens=NUM_NEW)) for row in rows]
+    list(engine.run())
+    want = generated(model, params, prompts(0))
+    assert [request.output for request in asked] == [*want, want[1]]
+    assert asked[3].cached_tokens > 0
+
+
+@pytest.mark.usefixtures("greedy")
 def test_tokens_on_a_mesh_equal_those_of_generate_on_one_device():
     model, params = real("bloom")
-    rules = parallel.make_rules(parallel.make_mesh(tensor=2, data=2, devices=jax.devices()[:4]))
+    # Rules that lay training's residual stream over the tensor axis too: a step of one token cannot.
+    mesh = parallel.make_mesh(tensor=2, data=2, devices=jax.devices()[:4])
+    rules = parallel.make_rules(mesh, sequence=True)
     engine = Engine(model, params, num_rows=2, max_length=56, rules=rules)
     asked = [engine.submit(row, SamplingParams(max_new_tokens=NUM_NEW)) for row in prompts(0)]
     list(engine.run())

@@ -9,7 +9,7 @@ import pytest
 
 import inference
 import modelzoo
-from inference import GenerationConfig, decode, loop, speculative
+from inference import GenerationConfig, decode, speculative
 from inference.processors import History
 from tests import zoo
 
@@ -44,6 +44,16 @@ def test_text_that_is_new_has_no_guess():
     assert known.tolist() == [False]
 
 
+def test_rows_that_have_come_equally_far_or_not_are_looked_up_alike():
+    rows = history([1, 2, 3, 4, 5, 1, 2], [7, 8, 9, 7, 8, 0, 0])
+    apart = rows.replace(end=jnp.array([7, 5]), step=jnp.array([4, 2]))
+    found, known = speculative.look_up(apart, 2, 2)
+    assert known.tolist() == [True, True]
+    assert found.tolist() == [[3, 4], [9, 7]]
+    assert speculative.newest(apart).tolist() == [2, 8]
+    assert speculative.newest(rows).tolist() == [2, 0]
+
+
 def test_an_encoders_input_is_looked_up_too():
     source = jnp.array([[7, 8, 9, 3, 0]])
     known_source = dict(source=source, source_real=jnp.array([[True, True, True, True, False]]))
@@ -68,6 +78,7 @@ LEFT = np.array([[3, 4, 5, 6, 3, 4], [0, 0, 9, 8, 9, 8]])
         (2, dict(repetition_penalty=1.1, no_repeat_ngram_size=4, output_logprobs=True)),
         (2, dict(do_sample=True, temperature=0.6, top_k=0, num_return_sequences=2)),
         (1, dict(max_new_tokens=90)),  # up to the window's end
+        pytest.param(2, dict(max_new_tokens=88, eos_token_id=None), marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -90,28 +101,27 @@ def test_tokens_are_those_of_the_plain_loop(gptj, rows, fields, monkeypatch):
         np.testing.assert_allclose(guessed.logprobs, plain.logprobs, atol=2e-6, rtol=0)
 
 
-def test_guesses_save_passes_of_the_model(gptj, monkeypatch):
-    """A model whose every token is the one before it: all guesses are right."""
+class Echo(modelzoo.GPTJForCausalLM):
+    """The most probable token after each is that token again, but 7 for 9 and 3 for 7."""
+
+    def __call__(self, input_ids=None, **inputs):
+        out = super().__call__(input_ids, **inputs)
+        following = jnp.where(input_ids == 9, 7, jnp.where(input_ids == 7, 3, input_ids))
+        logits = 9 * jax.nn.one_hot(following, 37)
+        return out.replace(logits=logits[:, -out.logits.shape[1] :])
+
+
+def test_a_row_goes_on_as_far_as_its_own_guesses_are_right(gptj):
+    """The second row's guesses are wrong at first, and hold up nobody."""
     model, params = gptj
-    passes = []
-
-    def counted(model, params, tokens, positions, cache, source_mask=None):
-        jax.debug.callback(lambda: passes.append(tokens.shape[1]))
-        logits = jax.nn.one_hot(tokens, 37)
-        return logits, cache.admit(None, tokens.shape[1]).advance(cache.layers, tokens.shape[1])
-
-    def plain(model, params, tokens, positions, cache, source_mask=None):
-        logits, cache = counted(model, params, tokens[:, None], positions, cache)
-        return logits[:, 0], cache
-
-    monkeypatch.setattr(speculative, "read_tokens", counted)
-    monkeypatch.setattr(loop, "decode_step", plain)
-    loop.proceed_program().clear_cache()
-    config = GenerationConfig(max_new_tokens=21, prompt_lookup_num_tokens=4, suppress_tokens=(36,))
-    out = inference.generate(model, params, [[5, 5, 5, 5, 5, 5]], config=config)
-    jax.effects_barrier()
-    loop.proceed_program().clear_cache()
-    new = out.sequences[0, 6:].tolist()
-    assert new[1:] == new[:-1]
-    assert sorted(set(passes)) == [1, 5]
-    assert len(passes) <= 8
+    model = Echo(model.config)
+    ids = np.array([[5, 5, 5, 5, 5, 5, 5, 5], [9, 4, 9, 4, 9, 4, 4, 9]])
+    config = GenerationConfig(max_new_tokens=22, prompt_lookup_num_tokens=4)
+    both = inference.generate(model, params, ids, config=config)
+    alone = [inference.generate(model, params, ids[i : i + 1], config=config) for i in range(2)]
+    assert both.sequences[:, 8:].tolist() == [[5] * 22, [7, *[3] * 21]]
+    assert [out.num_passes for out in alone] == [5, 7]  # 21 after the prefill, at most 5 a pass
+    assert both.num_passes == 7
+    for i, out in enumerate(alone):
+        assert (both.num_guessed[i], both.num_accepted[i]) == (out.num_guessed[0], out.num_accepted[0])
+    assert both.num_accepted[0] == both.num_guessed[0] == 17

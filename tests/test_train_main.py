@@ -16,7 +16,7 @@ import pytest
 
 import parallel
 from train import __main__ as entry
-from train.data import tokens as tokens_lib
+from train.data import building
 from train.experiment import Experiment
 from train.metrics import RunLog
 
@@ -147,7 +147,7 @@ def test_another_mesh_goes_on_with_the_same_batches(here):
 
 
 def test_a_complete_run_says_so_at_once(here, capsys, monkeypatch):
-    monkeypatch.setattr(tokens_lib, "find_files", lambda path: pytest.fail("read the data"))
+    monkeypatch.setattr(building, "find_files", lambda path: pytest.fail("read the data"))
     train("train.workdir='whole'")
     assert "complete: whole is at step 6 of 6" in capsys.readouterr().out
 
@@ -213,7 +213,7 @@ def error_of(capsys, *params, files=("tiny.gin",)):
         (["data.path='nothing'"], r"data\.path = 'nothing': no such file or folder"),
         (["data.path='empty'"], r"data\.path = 'empty': no .* file with text"),
         (["data.path='bad.jsonl'"], r"bad\.jsonl:1: not JSON"),
-        (["data.path='one.txt'"], r"fewer than one window of sequence_length = 16"),
+        (["data.path='one.txt'"], r"fewer than one row of sequence_length = 16"),
         (["data.tokenizer='nothing'"], r"data\.tokenizer = 'nothing'"),
         (["train.workdir='corpus/00.txt'"], r"train\.workdir = 'corpus/00\.txt' .*cannot write there"),
     ],

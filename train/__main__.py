@@ -8,18 +8,16 @@ import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from train.cli import StopRequest, user_errors
-from train.experiment import DATA, TRAIN, Experiment
+from train.experiment import DATA, OBJECTIVE, TASK, TRAIN, Experiment
 from train.gin_names import describe
 
-if TYPE_CHECKING:
-    from train.data.tokens import TokenData
-
 Repeated = tyro.conf.UseAppendAction
+BEGAN = time.time()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +73,25 @@ def train(experiment: Experiment) -> None:
     import jax
 
     import modelzoo
-    import parallel
     from parallel import checkpoint
-    from parallel.cluster import process_zero_first
-    from train.data import batches as text
-    from train.data.tokens import prepare_tokens
+    from train.certificate import HashedBatches
+    from train.goodput import describe as describe_shares
+    from train.halting import Halting
+    from train.integrity import newest_sound
     from train.metrics import RunLog, flops_per_token
+    from train.profiling import Profile
+    from train.run_page import write_page
     from train.saving import Saver
     from train.state import abstract_state, init_state
-    from train.step import make_eval_step, make_train_step
+    from train.work import check_agreement, check_same_data, open_work
 
     # What can be wrong is found before anything slow: mesh, model, folder, an earlier run in it.
     run, workdir = experiment.run, Path(experiment.run.workdir)
     rules, model, optimizer = experiment.make_rules(), experiment.model, experiment.optimizer
-    train_step = make_train_step(
-        model,
-        optimizer,
-        rules=rules,
-        microbatches=run.microbatches,
-        schedule=run.schedule,
-        virtual_stages=run.virtual_stages,
-        accumulate=run.accumulate,
-        learning_rate=experiment.learning_rate,
-    )
-    eval_step = make_eval_step(model, rules=rules)
+    train_step = experiment.make_step(rules)
     experiment.check_workdir()
     folder = workdir / checkpoint.CHECKPOINTS
-    start = max(checkpoint.finished_steps(folder), default=0)
+    start = newest_sound(folder)
     if start:
         experiment.check_resume(folder / str(start))
     if start >= run.num_steps:
@@ -112,38 +102,33 @@ def train(experiment: Experiment) -> None:
     mesh = ", ".join(f"{axis} {size}" for axis, size in rules.mesh.shape.items() if size > 1) or "one device"
     say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters, {run.dtype}, on {mesh}")
 
-    # Data: tokens on disk, then batches whose order follows from (seed, step) alone.
-    with process_zero_first("data"):
-        tokens = prepare_tokens(**experiment.data, model_vocab_size=experiment.config.vocab_size)
-    check_end_of_text(experiment, tokens)
-    check_agreement(start, tokens)
-    say(
-        f"data: {tokens.manifest['documents']:,} documents, {len(tokens.train):,} tokens to train on and "
-        f"{len(tokens.validation):,} held out, in {tokens.folder}"
+    # Data: plain text or labelled examples, and batches whose order follows from (seed, step) alone.
+    work = open_work(experiment, rules)
+    check_agreement(start, work)
+    say(f"data: {work.summary}")
+    batches = HashedBatches(work.batches, experiment.shard(rules))
+    saver = Saver(
+        workdir,
+        model=model,
+        every=run.checkpoint_every,
+        keep=run.keep_checkpoints,
+        keep_best=run.keep_best,
+        texts={"config.gin": experiment.text, **work.texts},
+        batches=batches,
+        mesh_shape=rules.mesh.shape,
     )
-    shard = text.batch_shard(parallel.batch_sharding(rules), run.global_batch_size)
-    sizes: Any = dict(
-        sequence_length=run.sequence_length, global_batch_size=run.global_batch_size, shard=shard
-    )
-    batches = iter(text.train_batches(tokens.train, seed=run.seed, **sizes))
-
-    def evaluate(params: Any) -> float | None:
-        held_out = text.validation_batches(tokens.validation, max_batches=run.eval_batches, **sizes)
-        sums = [eval_step(params, batch) for batch in held_out]
-        counted = sum(int(s["tokens"]) for s in sums)
-        return sum(float(s["loss_sum"]) for s in sums) / counted if counted else None
-
-    texts = {"config.gin": experiment.text, "tokenizer.json": tokens.tokenizer_file.read_text()}
-    saver = Saver(workdir, model=model, every=run.checkpoint_every, keep=run.keep_checkpoints, texts=texts)
 
     # State: that of the newest checkpoint with its place in the data, or a new one.
     if start:
         state, extra = saver.restore(abstract_state(model, optimizer, rules=rules))
-        check_same_data(experiment, tokens, extra)
-        batches.set_state(extra["batches"])
+        check_same_data(experiment, work, extra["fingerprint"])
+        batches.set_state(extra["batches"], start, saver.certificate(start))
         say(f"going on from step {start} of {run.num_steps}")
     else:
-        state = init_state(model, optimizer, rules=rules, rng=jax.random.key(run.seed))
+        key = jax.random.key(run.seed)
+        params = None if experiment.start is None else experiment.start.read_params(model, rules, key)
+        state = init_state(model, optimizer, rules=rules, rng=key, params=params)
+        del params
     if jax.process_index() == 0:
         (workdir / "config.gin").write_text(experiment.text)
 
@@ -155,70 +140,45 @@ def train(experiment: Experiment) -> None:
         flops_per_token=flops_per_token(model, run.sequence_length),
         log_every=run.log_every,
         start_step=start,
+        began=BEGAN,
+        wandb=run.wandb,
     )
-    with log, saver, StopRequest() as stop:
+    halting = Halting(workdir, batches, every=run.log_every) if run.stop_on_nonfinite else None
+    with log, saver, Profile(workdir, run.profile_steps) as profile, StopRequest() as stop:
         for at in range(start + 1, run.num_steps + 1):
-            state, metrics = train_step(state, next(batches))
+            batch = log.take(batches)
+            profile.before(at)
+            state, metrics = train_step(state, batch)
+            profile.after(at, metrics)
             log.log(at, metrics)
-            done = at == run.num_steps
-            paused = time.perf_counter()
-            if (done or at % (run.eval_every or run.num_steps) == 0) and (
-                loss := evaluate(state.params)
-            ) is not None:
-                log.eval(at, loss)
-            extra = {"batches": batches.get_state(), "fingerprint": tokens.manifest["fingerprint"]}
-            stopping = stop.after(at)
-            saver.maybe_save(at, state, extra, force=done or stopping)
-            log.pause(time.perf_counter() - paused)
+            done, stopping = at == run.num_steps, stop.after(at)
+            evaluating = done or at % (run.eval_every or run.num_steps) == 0
+            extra = {"batches": batches.get_state(), "fingerprint": work.fingerprint}
+            if halting is not None:
+                halting.check(at, state, batch, extra, saver, now=stopping or evaluating or saver.is_due(at))
+            found: dict[str, float] = {}
+            if evaluating:
+                with log.during("evaluation"):
+                    found = work.evaluate(state.params)
+                if found:
+                    log.eval(at, found)
+            with log.during("checkpoint"):
+                saver.maybe_save(at, state, extra, force=done or stopping, values=found)
             if stopping and not done:
                 break
+    page = write_page(workdir, experiment.flat) if jax.process_index() == 0 else None
     if not done:
         say(f"stopped at step {at} and saved: run the same command again to go on")
         raise SystemExit(stop.exit_code)
-    say(f"done: step {at}\n  files  {workdir}\n  model  {folder / str(at)}\n  plot   {log.plot}")
-
-
-def check_end_of_text(experiment: Experiment, tokens: "TokenData") -> None:
-    """Checks that the model ends a text with the token that the data ends documents with."""
-    given, actual = experiment.config.eos_token_id, tokens.manifest["end_of_text_id"]
-    if given != actual:
-        key = f"{experiment.family}.eos_token_id"
-        raise ValueError(
-            f"{key} = {given}{experiment.settings.where(key)}, but documents end with token {actual} "
-            f"({tokens.manifest['end_of_text']}): set {key} = {actual}"
-        )
-
-
-def check_same_data(experiment: Experiment, tokens: "TokenData", extra: dict[str, Any]) -> None:
-    """Checks that a checkpoint was trained on these tokens."""
-    if extra["fingerprint"] != tokens.manifest["fingerprint"] and not experiment.run.allow_changes:
-        raise ValueError(
-            f"data.path = {tokens.manifest['path']!r}: the text has changed since the checkpoint in "
-            f"{experiment.run.workdir} was written; bring the old text back, choose another train.workdir, "
-            'or go on with the new one by --gin_param="train.allow_changes=True"'
-        )
-
-
-def check_agreement(start: int, tokens: "TokenData") -> None:
-    """Checks that all processes go on from one step and read one text."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return
-    fingerprint = np.frombuffer(bytes.fromhex(tokens.manifest["fingerprint"]), np.uint32)
-    found: Any = multihost_utils.process_allgather(np.array([start, *fingerprint.tolist()], np.uint32))
-    for process, (other, *text) in enumerate(found.tolist()):
-        if other != found[0][0]:
-            raise ValueError(
-                f"train.workdir: process {process} finds step {other} there, process 0 step {found[0][0]}: give all "
-                "processes one folder"
-            )
-        if text != found[0][1:].tolist():
-            raise ValueError(
-                f"data.path: process {process} reads another text than process 0: give all the same files"
-            )
+    best = (
+        f"\n  best   {folder / str(saver.best[0])} ({run.keep_best} {saver.best[1]:.4g})"
+        if saver.best
+        else ""
+    )
+    say(
+        f"done: step {at}\n  files  {workdir}\n  model  {folder / str(at)}{best}\n  plot   {log.plot}\n  page   {page}"
+    )
+    say(f"  time   {describe_shares(log.clock.shares())}")
 
 
 def say(line: str) -> None:
@@ -230,7 +190,12 @@ def say(line: str) -> None:
 
 
 def _help() -> str:
-    lines = [*describe("train", TRAIN), *describe("data", DATA)]
+    lines = [
+        *describe("train", TRAIN),
+        *describe("data", DATA),
+        *describe("task", TASK),
+        *describe("objective", OBJECTIVE),
+    ]
     return "\n".join(
         (
             inspect.cleandoc(Flags.__doc__ or ""),

@@ -9,89 +9,25 @@ import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from train.data.tokens import prepare_tokens
 from train.gin_files import Settings
 from train.gin_names import Name
+from train.objectives.corruption import LEFT_TO_RIGHT, TEXT_TASKS, Objective
+from train.run_settings import FREE, Run
+from train.tasks.settings import Task
 
 if TYPE_CHECKING:
     import optax
 
     import parallel
     from modelzoo import Model
+    from train.starting import Start
+    from train.tasks.examples import Example
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """Where the shipped gin files are: `include 'quickstart.gin'` finds them from anywhere."""
-
-FREE = (
-    "train.workdir", "train.num_steps", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.allow_changes", "train.preset", "train.remat",
-    "train.microbatches", "train.schedule", "train.virtual_stages", "mesh.", "rules.", "data.cache_dir",
-)  # fmt: skip
-"""Settings that a run may change when it goes on: where and how it computes, not what."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """The settings of one run, each set in gin as `train.<name>`.
-
-    Attributes:
-        workdir: folder of the run: checkpoints, metrics, plot.
-        num_steps: steps to train, counted from the start of the run.
-        global_batch_size: B, sequences in a step over all devices.
-        sequence_length: T, tokens in a sequence.
-        model_class: such as "GPTJForCausalLM"; its config's fields are set by family, as `GPTJ.n_layer = 6`.
-        optimizer: such as @adamw().
-        preset: the config that the family's fields start from, such as "gpt-j-6b"; None is their defaults.
-        seed: of the parameters, the order of the data and dropout.
-        accumulate: parts of the batch that are computed one after another to save memory.
-        dtype: what the step computes in; parameters and optimizer state stay float32.
-        remat: what the backward pass recomputes to save memory.
-        microbatches: of the pipeline; None is a number that fills the stages.
-        schedule: of the pipeline: '1f1b', 'gpipe' or 'interleaved'.
-        virtual_stages: pieces of the model that a stage holds; None is 2 for the interleaved schedule, else 1.
-        log_every: steps between two lines of metrics.
-        eval_every: steps between two evaluations on held-out text; None is only at the end.
-        eval_batches: batches of an evaluation at most; None is all held-out text.
-        checkpoint_every: steps between two checkpoints; the last step is always saved.
-        keep_checkpoints: how many of the newest stay.
-        allow_changes: go on from a checkpoint of other settings (never of another model).
-    """
-
-    workdir: str
-    num_steps: int
-    global_batch_size: int
-    sequence_length: int
-    model_class: str
-    optimizer: Any
-    preset: str | None = None
-    seed: int = 0
-    accumulate: int = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: str = "none"
-    microbatches: int | None = None
-    schedule: str = "1f1b"
-    virtual_stages: int | None = None
-    log_every: int = 10
-    eval_every: int | None = None
-    eval_batches: int | None = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    allow_changes: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ValueError(f"train.{field.name} = {value}: it is at least {least}")
-        if self.seed >= 2**32:
-            raise ValueError(f"train.seed = {self.seed}: it is below 2**32")
-        if self.global_batch_size % self.accumulate:
-            raise ValueError(
-                f"train.global_batch_size = {self.global_batch_size}: accumulate = {self.accumulate} does "
-                "not divide it"
-            )
 
 
 class Experiment:
@@ -103,6 +39,8 @@ class Experiment:
 
     Attributes:
         run: the settings called `train.*`.
+        task: those called `task.*`, of a run on labelled examples; None of one on plain text.
+        objective: those called `objective.*`: how text is corrupted for models that read it both ways.
         data: keyword arguments of `train.data.prepare_tokens`.
         config: the model's config.
         settings: every binding, with its file and line.
@@ -115,10 +53,18 @@ class Experiment:
     def __init__(self, gin_files: Sequence[str] = (), gin_params: Sequence[str] = ()):
         linked = {"num_steps": "train.num_steps"}
         self.settings = Settings(run_names(), gin_files, gin_params, [CONFIGS], linked)
-        for name in ("train", "data"):
+        has_task = any(key.startswith("task.") for key in self.settings.bindings)
+        for name in ("train", "task" if has_task else "data"):
             self.settings.require(name)
+        if not has_task and not {"data.path", "data.mixture"} & self.settings.bindings.keys():
+            raise ValueError(
+                'data.path is not set: add it to the gin file or pass --gin_param="data.path=..."; data.mixture takes '
+                "several"
+            )
         try:
             self.run = Run(**self.settings.bound("train"))
+            self.task = Task(**self.settings.bound("task")) if has_task else None
+            self.objective = Objective(**self.settings.bound("objective"))
             self.config = self._build_config()
         except ValueError as error:
             raise self.settings.located(error) from None
@@ -181,6 +127,31 @@ class Experiment:
             )
         return rules
 
+    def make_step(self, rules: "parallel.Rules") -> Any:
+        """The training step on a mesh, not compiled yet."""
+        from train.step import make_train_step
+
+        run = self.run
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            rules=rules,
+            microbatches=run.microbatches,
+            schedule=run.schedule,
+            virtual_stages=run.virtual_stages,
+            accumulate=run.accumulate,
+            learning_rate=self.learning_rate,
+            module_norms=run.module_norms,
+            halt_on_nonfinite=run.stop_on_nonfinite,
+        )
+
+    def shard(self, rules: "parallel.Rules") -> tuple[int, int]:
+        """(index, count): which part of each global batch this process reads."""
+        import parallel
+        from train.data.batches import batch_shard
+
+        return batch_shard(parallel.batch_sharding(rules), self.run.global_batch_size)
+
     @functools.cached_property
     def flat(self) -> dict[str, str]:
         """Every setting that the run uses, defaults and presets filled in: {"name.parameter": gin value}."""
@@ -202,7 +173,10 @@ class Experiment:
 
     @property
     def _names(self) -> list[str]:
-        return ["train", self.family, "data", "mesh", "rules"]
+        source = ["task"]
+        if self.task is None:
+            source = ["data"] if self.model.task == LEFT_TO_RIGHT else ["data", "objective"]
+        return ["train", self.family, *source, "mesh", "rules"]
 
     def check_workdir(self) -> None:
         """Checks that the run's folder can be written.
@@ -251,25 +225,65 @@ class Experiment:
             mend = "" if model else ', or go on with them by --gin_param="train.allow_changes=True"'
             raise ValueError(f"{checkpoint} is of other {kind}: {listed}; choose another train.workdir{mend}")
 
+    @functools.cached_property
+    def start(self) -> "Start | None":
+        """The checkpoint that `train.init_from` names."""
+        if self.run.init_from is None:
+            return None
+        from train.starting import open_start
+
+        return open_start(self.run.init_from)
+
+    @functools.cached_property
+    def examples(self) -> tuple[list["Example"], list["Example"]]:
+        """Labelled examples: those to train on, those to evaluate on."""
+        from train.tasks.examples import hold_out, read_examples
+
+        assert self.task is not None
+        train = read_examples(self.task.train_file, self.task.columns)
+        if self.task.eval_file is not None:
+            held_out = read_examples(self.task.eval_file, self.task.columns, "task.eval_file")
+        else:
+            train, held_out = hold_out(train, self.task.eval_fraction)
+        return train, held_out[: self.task.max_eval_examples]
+
     def _build_config(self) -> Any:
         import modelzoo
 
         model_class = modelzoo.get_model_class(self.run.model_class)
-        if model_class.task != "causal_lm":
+        fields, config = self.settings.bound(self.family), self._first_config()
+        config = dataclasses.replace(config, **fields)
+        if self.task is not None:
+            from train.tasks.classes import with_classes
+
+            return with_classes(config, model_class.task, self.examples[0], self.task.labels, fields)
+        if model_class.task not in TEXT_TASKS:
             raise ValueError(
                 f"train.model_class = {self.run.model_class!r}: plain text trains a language model, such as "
-                f"{self.run.model_class.partition('For')[0]}ForCausalLM"
+                f"{self.run.model_class.partition('For')[0]}ForCausalLM; task.train_file trains other heads"
             )
-        fields, family = self.settings.bound(self.family), _families()[self.family]
+        return config
+
+    def _first_config(self) -> Any:
+        """What the family's fields are set in."""
+        import modelzoo
+
+        family = _families()[self.family]
+        if self.start is not None:
+            if self.run.preset is not None:
+                raise ValueError(
+                    f"train.preset = {self.run.preset!r}: train.init_from has a config of its own: set one of them"
+                )
+            return self.start.config(family.model_type)
         if self.run.preset is None:
-            return family.config_class(**fields)
+            return family.config_class()
         if self.run.preset not in family.presets:
             modelzoo.get_config(self.run.preset)  # names the presets if there is none of the name at all
             raise ValueError(
                 f"train.preset = {self.run.preset!r}: not a {self.family}; "
                 f"{self.run.model_class} takes {', '.join(sorted(family.presets))}"
             )
-        return modelzoo.get_config(self.run.preset, **fields)
+        return modelzoo.get_config(self.run.preset)
 
     def _check_lengths(self) -> None:
         limit = self.config.max_positions
@@ -282,6 +296,8 @@ class Experiment:
 
 
 TRAIN = Name(Run, hints={"optimizer": "an optimizer"})
+TASK = Name(Task)
+OBJECTIVE = Name(Objective)
 DATA = Name(prepare_tokens, hidden=frozenset({"model_vocab_size"}))
 
 
@@ -296,6 +312,8 @@ def run_names() -> dict[str, Name]:
     return {
         "train": Name(Run, hints={"optimizer": optax.GradientTransformation}),
         "data": DATA,
+        "task": TASK,
+        "objective": OBJECTIVE,
         "mesh": Name(parallel.make_mesh, hidden=frozenset({"devices"})),
         "rules": Name(parallel.make_rules, hidden=frozenset({"mesh"}), hints=axes),
         **{name: Name(family.config_class) for name, family in _families().items()},

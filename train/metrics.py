@@ -1,16 +1,20 @@
-"""What is seen of a run: lines, a progress bar, metrics.jsonl, TensorBoard events, the loss curve.
+"""What is seen of a run: lines, a progress bar, metrics.jsonl, TensorBoard, Weights & Biases, where the time goes.
 
 Metrics stay on the device until it is time to show them, so logging never makes a step wait for the one
 before.
 """
 
+import contextlib
 import datetime
 import functools
+import importlib
 import json
 import math
 import os
 import sys
 import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import modelzoo
+from train.goodput import Goodput
 
 _LM_TASKS = ("causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm")
 
@@ -97,6 +102,11 @@ class RunLog:
         peak: FLOP/s of all devices; None looks it up or measures it.
         log_every: steps between lines.
         start_step: steps that an earlier part of the run took; later lines of an old log are dropped.
+        began: when the program began, as time.time() tells it; None is now.
+        wandb: a project of Weights & Biases to report to as well.
+
+    Raises:
+        ValueError: the package wandb is asked for and not installed.
     """
 
     def __init__(
@@ -109,16 +119,26 @@ class RunLog:
         peak: float | None = None,
         log_every: int = 10,
         start_step: int = 0,
+        began: float | None = None,
+        wandb: str | None = None,
     ):
         self.workdir = Path(workdir)
         self.plot = self.workdir / "loss.png"
         self._num_steps, self._tokens_per_step, self._log_every = num_steps, tokens_per_step, log_every
         self._flops_per_token, self._peak, self._peak_source = flops_per_token, peak, "given peak"
         self._writes = jax.process_index() == 0
-        self._last_step, self._last_time, self._paused = start_step, time.perf_counter(), 0.0
+        self._last_step, self._last_time, self._paused, self._waited = (
+            start_step,
+            time.perf_counter(),
+            0.0,
+            0.0,
+        )
+        self._latest: Any = None  # a value of the step that was last begun
         self._start_step = start_step
         self._progress: Progress | None = None
         self._events: Any = None
+        self._wandb: Any = None
+        self.clock = Goodput(self.workdir / "goodput.json" if self._writes else None, start_step, began)
         if not self._writes:
             return
         # Imported late: tensorboardX takes a while, and --help does not need it.
@@ -127,6 +147,7 @@ class RunLog:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.file = self.workdir / "metrics.jsonl"
         self._drop_after(start_step)
+        self._wandb = None if wandb is None else _open_wandb(wandb, self.workdir)
         self._jsonl = self.file.open("a")
         self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1)
         if self._flops_per_token and self._peak is None:
@@ -151,6 +172,7 @@ class RunLog:
             step: steps taken, counted from 1.
             metrics: such as `make_train_step` returns.
         """
+        self._latest = next(iter(metrics.values()))
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
         first = step == self._start_step + 1
@@ -160,25 +182,51 @@ class RunLog:
         now = time.perf_counter()
         seconds = max(now - self._last_time - self._paused, 1e-9)
         steps = step - self._last_step
-        self._last_step, self._last_time, self._paused = step, now, 0.0
+        waited = self._waited
+        self._last_step, self._last_time, self._paused, self._waited = step, now, 0.0, 0.0
+        self.clock.reach(step, seconds - waited, "compile" if first else "steps")
         if not first:  # the first step's time is the compiler's
             speed = steps * self._tokens_per_step / seconds
             line |= {"tokens_per_second": speed, "seconds_per_step": seconds / steps}
             if self._flops_per_token and self._peak:
                 line["mfu"] = speed * self._flops_per_token / self._peak
             line["eta_seconds"] = (self._num_steps - step) * seconds / steps
+            line["input_wait"] = waited / seconds
         else:
             line["compile_seconds"] = seconds
+        line |= {"goodput": self.clock.shares()["steps"], **memory()}
         self._write(step, line)
 
-    def eval(self, step: int, loss: float) -> None:
-        """Notes the loss on held-out text, and its perplexity.
+    def take(self, batches: Any) -> Any:
+        """The next batch. That it was waited for counts only if the device had finished what it was given."""
+        begun = time.perf_counter()
+        batch = next(batches)
+        seconds = time.perf_counter() - begun
+        if self._latest is None or not hasattr(self._latest, "is_ready") or self._latest.is_ready():
+            self._waited += seconds
+            self.clock.spent["input"] += seconds
+        return batch
+
+    @contextlib.contextmanager
+    def during(self, kind: str) -> Iterator[None]:
+        """Leaves what a block takes out of the speed.
+
+        Args:
+            kind: "evaluation" or "checkpoint".
+        """
+        begun = time.perf_counter()
+        with self.clock.during(kind):
+            yield
+        self.pause(time.perf_counter() - begun)
+
+    def eval(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes how a run does on what is held out.
 
         Args:
             step: steps taken.
-            loss: mean over the held-out tokens, nats.
+            metrics: such as {"loss": ..., "perplexity": ...}; each is written as eval_NAME.
         """
-        self._write(step, {"eval_loss": loss, "eval_perplexity": float(np.exp(min(loss, 700.0)))})
+        self._write(step, {f"eval_{name}": value for name, value in metrics.items()})
 
     def pause(self, seconds: float) -> None:
         """Leaves time that was not spent in steps (an evaluation, a save) out of the speed."""
@@ -194,9 +242,12 @@ class RunLog:
             self._progress.stop()
             self._progress = None
         if self._writes and self._events is not None:
+            self.clock.write()
             self._jsonl.close()
             self._events.close()
             self._events = None
+            if self._wandb is not None:
+                self._wandb.finish()
             draw_losses(self.file, self.plot)
         return self.plot
 
@@ -208,7 +259,10 @@ class RunLog:
         self._jsonl.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
         self._jsonl.flush()
         for name, value in line.items():
-            self._events.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(line, step=step)
         text = f"step {step}/{self._num_steps}  " + "  ".join(_words(line, self._peak_source))
         if self._progress is None:
             sys.stdout.write(text + "\n")
@@ -216,7 +270,7 @@ class RunLog:
         else:
             self._progress.console.print(text, highlight=False)
             self._progress.update(
-                self._task, description=f"loss {line.get('loss', line.get('eval_loss')):.3f}"
+                self._task, description=f"loss {line.get('loss', line.get('eval_loss', math.nan)):.3f}"
             )
 
     def _drop_after(self, step: int) -> None:
@@ -227,6 +281,37 @@ class RunLog:
         aside = self.file.with_suffix(".tmp")
         aside.write_text("".join(line + "\n" for line in kept))
         os.replace(aside, self.file)
+
+
+def memory() -> dict[str, float]:
+    """Bytes in use now and at most, on this process's fullest device; on a CPU, what the process holds."""
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"bytes_in_use": "device_bytes", "peak_bytes_in_use": "device_bytes_peak"}
+    held = (
+        {new: float(max(stats.get(old, 0) for stats in found)) for old, new in names.items()} if found else {}
+    )
+    status = Path("/proc/self/status")
+    if not held and status.exists():
+        rows = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        names = {"VmRSS": "host_bytes", "VmHWM": "host_bytes_peak"}
+        held = {new: float(rows[old].split()[0]) * 1024 for old, new in names.items() if old in rows}
+    return held
+
+
+def _open_wandb(project: str, workdir: Path) -> Any:
+    """A run of Weights & Biases, the same one whenever the run goes on; WANDB_MODE=offline keeps it on disk."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ValueError(
+            f"train.wandb = {project!r}: the package wandb is not installed: pip install 'flaxtron[wandb]'"
+        ) from None
+    name = workdir / "wandb-id"
+    if not name.exists():
+        name.write_text(uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=project, id=name.read_text(), name=workdir.resolve().name, dir=str(workdir), resume="allow"
+    )
 
 
 def draw_losses(file: Path, plot: Path) -> None:
@@ -280,6 +365,8 @@ def _words(line: dict[str, float], peak_source: str) -> list[str]:
         "mfu": f"{{:.1%}} {utilisation}",
     }
     words = [text.format(line[name]) for name, text in show.items() if name in line]
+    others = [name for name in line if name.startswith("eval_") and name not in show]
+    words += [f"{name.removeprefix('eval_').replace('_', ' ')} {line[name]:.4f}" for name in others]
     if seconds := line.get("eta_seconds"):
         words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
     return words

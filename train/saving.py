@@ -3,18 +3,22 @@
     WORKDIR/checkpoints/STEP/
         params/                  the parameters in the canonical layout: layers stacked, vocabularies unpadded
         state/                   optimizer state laid out likewise, the step and the PRNG key
-        run/run.json             step, and what the caller gave as `extra`, such as the position in the data
+        run/run.json             step, what the caller gave as `extra`, such as the position in the data, and the
+                                 certificate: hashes of the batches and of the state (`train.certificate`)
         config.json  ...         the model's config and the caller's texts, readable without Orbax
+        checksums.json           size and CRC-32 of every file (`train.integrity`)
 
 A step's folder appears under its name only when it is complete.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +29,9 @@ from orbax.checkpoint import future
 
 import modelzoo
 from parallel import checkpoint
-from train.state import TrainState, param_of
+from train import canonical, certificate, integrity
+from train.certificate import HashedBatches
+from train.state import TrainState
 
 _RUN = "run.json"
 
@@ -36,7 +42,7 @@ class _TextsHandler(ocp.AsyncCheckpointHandler):
     async def async_save(self, directory: Any, args: "_TextsSave") -> list[Any]:
         async def write() -> None:
             if jax.process_index() == 0:
-                (directory / _RUN).write_text(args.run)
+                (directory / _RUN).write_text(args.run())
                 for name, text in args.texts.items():
                     (directory.parent / name).write_text(text)
 
@@ -52,19 +58,27 @@ class _TextsHandler(ocp.AsyncCheckpointHandler):
 
 @ocp.args.register_with_handler(_TextsHandler, for_save=True, for_restore=True)
 class _TextsSave(ocp.args.CheckpointArgs):
-    def __init__(self, run: str, texts: Mapping[str, str]):
+    def __init__(self, run: Callable[[], str], texts: Mapping[str, str]):
         self.run, self.texts = run, texts
 
 
 class Saver:
     """Saves a run while it goes on, keeps its newest checkpoints, and finds where to go on from.
 
+    A save that fails while the run goes on, as on a full disk, is a warning, and the next one is tried in its time;
+    of those before it none is dropped. That the last one failed is an error when the Saver closes.
+
     Args:
         workdir: the run's folder; created.
         model: the model that is trained. Its config is saved as config.json.
         every: steps between two checkpoints.
         keep: how many of the newest stay; None keeps all.
+        keep_best: name of a value that `maybe_save` is given; the checkpoint with the best one stays too. The lowest
+            is best of a loss, a perplexity or an error, of all else the highest.
         texts: files to lay beside the arrays of every checkpoint: name -> contents.
+        batches: what the run learns from, for the certificate.
+        mesh_shape: sizes of the mesh's axes, likewise.
+        read_only: restore only, and leave the folder as it is.
 
     Raises:
         OSError: the folder cannot be written.
@@ -78,15 +92,26 @@ class Saver:
         model: modelzoo.Model,
         every: int,
         keep: int | None = 3,
+        keep_best: str | None = None,
         texts: Mapping[str, str] | None = None,
+        batches: HashedBatches | None = None,
+        mesh_shape: Mapping[str, int] | None = None,
+        read_only: bool = False,
     ):
         for name, value in (("every", every), ("keep", keep)):
             if value is not None and value < 1:
                 raise ValueError(f"Saver: {name}={value}: it is at least 1")
         self._folder = checkpoint.as_path(workdir) / checkpoint.CHECKPOINTS
         self._model, self._every = model, every
+        self._keep_best, self._best = keep_best, None
+        self._batches, self._mesh_shape = batches, mesh_shape or {}
+        self._saving: int | None = None  # the step that was last begun
+        self._failed: OSError | None = None  # what became of it, once known
         config = model.config.to_hf() | {"architectures": [type(model).__name__]}
         self._texts = {"config.json": json.dumps(config, indent=2) + "\n"} | dict(texts or {})
+        self._manager: Any = None
+        if read_only:
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             probe = self._folder / f".writable-{jax.process_index()}"
@@ -99,16 +124,26 @@ class Saver:
         self._set_unfinished_aside()
         checkpoint.silence()
         policies = ocp.checkpoint_managers
+        kept: Any = None if keep is None else policies.LatestN(keep)
+        if kept is not None and keep_best is not None:
+            kept = policies.AnyPreservationPolicy([kept, _Best(self)])
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if keep is None else policies.LatestN(keep),
+                preservation_policy=kept,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 # A folder that cannot be made is an error at once, not a wait of minutes in the background.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False, post_finalization_callback=self._write_checksums
+                ),
             ),
         )
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step of the best checkpoint and its value; None if nothing was measured yet."""
+        return self._best
 
     def latest_step(self) -> int | None:
         """The newest step whose checkpoint is complete, or None."""
@@ -126,7 +161,7 @@ class Saver:
             The state, laid out as the one given, and the `extra` that was saved with it.
 
         Raises:
-            OSError: there is no such checkpoint.
+            OSError: there is no such checkpoint, or its state has not the digests that it was saved with.
             ValueError: it is of another model or optimizer; names what differs.
         """
         step = self.latest_step() if step is None else step
@@ -136,23 +171,52 @@ class Saver:
             )
         folder, model = self._folder / str(step), type(self._model).__name__
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        true_shapes = self._param_shapes()
+        true_shapes = canonical.param_shapes(self._model)
         params = checkpoint.restore_tree(folder / checkpoint.PARAMS, target.params, true_shapes, model)
-        shapes = self._state_shapes(target)
+        shapes = canonical.rest_shapes(self._model, target)
         key = jax.eval_shape(jax.random.key_data, target.rng)
-        rest = _by_name(target) | {
+        rest = canonical.rest_by_name(target) | {
             "rng": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=target.rng.sharding)
         }
         rest = checkpoint.restore_tree(folder / "state", rest, shapes, f"{model} with this optimizer")
         run = json.loads((folder / "run" / _RUN).read_text())
         rng = jax.random.wrap_key_data(rest.pop("rng"), impl=run["rng"])
         found = jax.tree.unflatten(
-            jax.tree.structure(_rest(target)), [rest[name] for name in _by_name(target)]
+            jax.tree.structure(canonical.rest_of(target)),
+            [rest[name] for name in canonical.rest_by_name(target)],
         )
-        return TrainState(params=params, rng=rng, **found), run["extra"]
+        restored = TrainState(params=params, rng=rng, **found)
+        if wrong := certificate.differing(
+            self.digests(restored), (run.get("certificate") or {}).get("state")
+        ):
+            raise OSError(
+                f"{folder}: {wrong[0]} is not as it was saved ({len(wrong)} tensors in all are not): rename the "
+                "folder, and the same command goes on from the checkpoint before"
+            )
+        best = run.get("best")
+        if best and best["of"] == self._keep_best and best["step"] in checkpoint.finished_steps(self._folder):
+            self._best = (best["step"], best["value"])
+        return restored, run["extra"]
+
+    def certificate(self, step: int) -> dict[str, Any] | None:
+        """The certificate of a checkpoint; None if it was written without."""
+        return json.loads((self._folder / str(step) / "run" / _RUN).read_text()).get("certificate")
+
+    def digests(self, state: TrainState) -> dict[str, str]:
+        """{name: digest} of everything in a state, the same on any mesh."""
+        return certificate.as_texts(certificate.digest_of(canonical.leaves_of(self._model, state)))
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step is one that is saved whatever happens."""
+        return step % self._every == 0
 
     def maybe_save(
-        self, step: int, state: TrainState, extra: Mapping[str, Any] | None = None, force: bool = False
+        self,
+        step: int,
+        state: TrainState,
+        extra: Mapping[str, Any] | None = None,
+        force: bool = False,
+        values: Mapping[str, float] | None = None,
     ) -> bool:
         """Saves the state if it is time to; writing goes on in the background.
 
@@ -161,34 +225,70 @@ class Saver:
             state: copied before this returns: the next step may overwrite it.
             extra: more to keep, of what JSON can hold.
             force: save now, whatever `every` says.
+            values: what was measured at this step. The best `keep_best` so far is saved now.
 
         Returns:
-            Whether a save was started: not if it is not yet time, nor if this step is saved already.
+            Whether a save was started: not if it is not yet time, nor if this step is saved already, nor if it could
+            not start, which is a warning.
 
         Raises:
-            OSError: this save could not start, or an earlier one failed.
+            ValueError: `keep_best` names none of the values.
         """
-        if not (force or step % self._every == 0) or step in self._manager.all_steps():
+        force = self._is_best(step, values) or force
+        if not (force or self.is_due(step)):
             return False
-        rest = _by_name(state) | {"rng": jax.random.key_data(state.rng)}
+        self.settle()
+        if step in self._manager.all_steps():
+            return False
+        rest = canonical.rest_by_name(state) | {"rng": jax.random.key_data(state.rng)}
         run = {"step": step, "rng": jax.random.key_impl(state.rng), "extra": dict(extra or {})}
+        if self._best:
+            run["best"] = {"of": self._keep_best, "step": self._best[0], "value": self._best[1]}
+        certified = {"batches": self._batches.certify()} if self._batches else {}
+        certified["made"] = certificate.circumstances(self._mesh_shape)
+        digests = certificate.digest_of(canonical.leaves_of(self._model, state))
+
+        def text() -> str:  # in the background: it waits for the digests
+            texts = certificate.as_texts(digests)
+            return json.dumps(
+                run | {"certificate": certified | {"state": texts, "whole": certificate.whole(texts)}}
+            )
+
         items = ocp.args.Composite(
-            **{checkpoint.PARAMS: checkpoint.save_args(state.params, self._param_shapes())},
-            state=checkpoint.save_args(rest, self._state_shapes(state)),
-            run=_TextsSave(json.dumps(run), self._texts),
+            **{checkpoint.PARAMS: checkpoint.save_args(state.params, canonical.param_shapes(self._model))},
+            state=checkpoint.save_args(rest, canonical.rest_shapes(self._model, state)),
+            run=_TextsSave(text, self._texts),
         )
-        with self._failures(f"step {step}"):
-            return self._manager.save(step, args=items, force=True)
+        self._saving = step
+        try:
+            with self._failures(f"step {step}"):
+                return self._manager.save(step, args=items, force=True)
+        except OSError as error:
+            self._forget(step, error)
+            return False
 
     def close(self) -> None:
         """Waits until what was started is on disk.
 
         Raises:
-            OSError: a save failed.
+            OSError: the last save failed.
         """
-        with self._failures("the last checkpoint"):
-            self._manager.wait_until_finished()
+        if self._manager is None:
+            return
+        failed = self._failed
+        try:
+            with self._failures(f"step {self._saving}"):
+                self._manager.wait_until_finished()
+        except OSError as error:
+            self._clean(self._saving)
+            failed = error
+        self._failed = None
         self._manager.close()
+        if failed:
+            newest = self.latest_step()
+            raise OSError(
+                f"{failed}; " + (f"step {newest} is saved" if newest else "nothing is saved")
+            ) from failed
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +306,52 @@ class Saver:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise OSError(f"saving {what} to {str(self._folder)!r} failed: {reason}") from error
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save goes on in the background."""
+        return self._manager.is_saving_in_progress()
+
+    def settle(self) -> None:
+        """Waits for the save before; that it failed is a warning."""
+        try:
+            with self._failures(f"step {self._saving}"):
+                self._manager.wait_until_finished()
+        except OSError as error:
+            self._forget(self._saving, error)
+        else:
+            self._failed = None
+
+    def _forget(self, step: int | None, error: OSError) -> None:
+        """Goes on after a save that failed."""
+        self._clean(step)
+        self._manager.reload()  # it took the ones before for dropped
+        self._failed = error
+        newest = self.latest_step()
+        have = f"step {newest} is saved" if newest else "nothing is saved yet"
+        warnings.warn(f"{error}; the run goes on, {have}", stacklevel=4)
+
+    def _clean(self, step: int | None) -> None:
+        """Removes what a failed save left, which may be what fills the disk."""
+        if self._best and self._best[0] == step:
+            self._best = None
+        if jax.process_index() == 0:
+            for left in self._unfinished(step):
+                for _ in range(20):  # threads that have not failed yet may still write into it
+                    with contextlib.suppress(OSError):
+                        left.rmtree()
+                        break
+                    time.sleep(0.1)
+
+    def _unfinished(self, step: int | None) -> list[Any]:
+        """The folders in which a step is being written."""
+        found = [path for path in self._folder.iterdir() if path.name.partition(".")[0] == str(step)]
+        return [path for path in found if "orbax-checkpoint-tmp" in path.name]
+
+    def _write_checksums(self) -> None:
+        """Called in process 0 when all of a checkpoint is written, before it gets its name."""
+        for folder in self._unfinished(self._saving) or [self._folder / str(self._saving)]:
+            integrity.write_checksums(folder)
+
     def _set_unfinished_aside(self) -> None:
         """Renames what looks like a checkpoint but is none: Orbax would not save below its number."""
         if jax.process_index() == 0:
@@ -219,29 +365,27 @@ class Saver:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("unfinished checkpoints set aside")
 
-    def _param_shapes(self) -> Any:
-        return jax.tree.map(lambda leaf: leaf.shape, modelzoo.abstract_params(self._model))
-
-    def _state_shapes(self, state: TrainState) -> dict[str, tuple[int, ...]]:
-        """The shapes on disk of `_rest`: what has a parameter's padded shape gets its true one."""
-        padded = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(state.params)}
-        true = dict(jax.tree.leaves_with_path(self._param_shapes(), is_leaf=lambda x: isinstance(x, tuple)))
-        shapes = {"rng": jax.eval_shape(jax.random.key_data, state.rng).shape}
-        for path, leaf in jax.tree.leaves_with_path(_rest(state)):
-            owner = param_of(path, leaf.shape, padded)
-            shapes[_name(path)] = leaf.shape if owner is None else true[owner]
-        return shapes
-
-
-def _rest(state: TrainState) -> dict[str, Any]:
-    """All but the parameters and the PRNG key."""
-    return {"opt_state": state.opt_state, "step": state.step}
+    def _is_best(self, step: int, values: Mapping[str, float] | None) -> bool:
+        name = self._keep_best
+        if name is None or not values:
+            return False
+        value = values.get(name, values.get(f"eval_{name}"))
+        if value is None:
+            known = ", ".join(sorted(key.removeprefix("eval_") for key in values))
+            raise ValueError(f"train.keep_best = {name!r}: what is measured is {known}")
+        sign = -1 if name.endswith(("loss", "perplexity", "error")) else 1
+        if not math.isfinite(value) or (self._best and sign * value <= sign * self._best[1]):
+            return False
+        self._best = (step, float(value))
+        return True
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps a Saver's best checkpoint."""
 
+    def __init__(self, saver: Saver):
+        self._saver = saver
 
-def _by_name(state: TrainState) -> dict[str, Any]:
-    """`_rest` in the order of its leaves: optax's tuples leave no trace on disk."""
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(_rest(state))}
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self._saver.best
+        return [best is not None and info.step == best[0] for info in checkpoints]

@@ -7,7 +7,7 @@ of an accumulated batch divides by the counts of the whole: the slices' losses a
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,8 @@ def make_train_step(
     virtual_stages: int | None = None,
     accumulate: int = 1,
     learning_rate: float | optax.Schedule | None = None,
+    module_norms: bool = False,
+    halt_on_nonfinite: bool = False,
 ) -> TrainStep:
     """Builds the training step. The dtype it computes in and what it recomputes are the model's.
 
@@ -90,6 +92,9 @@ def make_train_step(
         accumulate: slices of the batch that are computed one after another, their gradients summed in
             float32.
         learning_rate: what the optimizer was given, to report it.
+        module_norms: report each module's gradient norm too, as "grad_norm/<module>".
+        halt_on_nonfinite: once a loss or gradient is no number, leave parameters and optimizer state as they were
+            before that step, at it and at all steps to come; `state.step` is then minus the step's number, from 1.
 
     Returns:
         A callable (state, batch) -> (state, metrics), with `.lower` for ahead-of-time compiles. A batch is a
@@ -183,7 +188,16 @@ def make_train_step(
             if learning_rate is not None:
                 rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
                 metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
-        return TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng), metrics
+            if module_norms:
+                metrics |= {
+                    f"grad_norm/{name}": global_norm(part) for name, part in modules_of(grads).items()
+                }
+        after = TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng)
+        if halt_on_nonfinite:
+            after = _unless_halted(
+                state, after, jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            )
+        return after, metrics
 
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -192,16 +206,21 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: modelzoo.Model, *, mesh: Mesh | None = None, rules: parallel.Rules | None = None
+    model: modelzoo.Model,
+    *,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules | None = None,
+    fields: Sequence[str] = (),
 ) -> Any:
     """Builds the evaluation of one batch, without dropout.
 
     Args:
         model: a model of a task with a loss.
         mesh, rules: where the parameters lie.
+        fields: of the model's output, to return too.
 
     Returns:
-        A callable (params, batch) -> {"loss_sum": float32 [], "tokens": int32 []}, arrays on the device. The
+        A callable (params, batch) -> {"loss_sum": float32 [], "tokens": int32 []} and the fields, on the device. The
         mean over several batches is the sum of loss_sum over the sum of tokens. Where the loss has several
         parts, tokens counts the first one's labels and loss_sum is the batch's loss times that.
 
@@ -217,7 +236,7 @@ def make_eval_step(
         found = losses.terms(model, outputs, batch)
         count = found[0].count
         loss_sum = found[0].sum if len(found) == 1 else losses.total(found) * count.astype(jnp.float32)
-        return {"loss_sum": loss_sum, "tokens": count}
+        return {"loss_sum": loss_sum, "tokens": count} | {name: getattr(outputs, name) for name in fields}
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         batch = feed(batch)
@@ -225,6 +244,41 @@ def make_eval_step(
             return evaluate(params, batch)
 
     return eval_step
+
+
+def modules_of(tree: Any) -> dict[str, Any]:
+    """The parts of a parameter tree that belong together: {"embed": ..., "layers/attention": ..., "lm_head": ...}.
+
+    Args:
+        tree: nested dicts. A trunk's parts stand on their own, and so do those of a stack of layers.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, names: tuple[str, ...]) -> None:
+        if isinstance(node, Mapping) and (not names or names[-1] in _OPENED):
+            for name, child in node.items():
+                walk(child, (*names, name))
+        else:
+            found["/".join(name for name in names if name != "trunk")] = node
+
+    walk(tree, ())
+    return found
+
+
+_OPENED = ("trunk", "layers", "encoder", "decoder")
+
+
+def _unless_halted(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:
+    """The state after a step that was finite, as none before it was not; else the one before, marked."""
+    good = finite & (before.step >= 0)
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (after.params, after.opt_state),
+        (before.params, before.opt_state),
+    )
+    halted = jnp.where(before.step < 0, before.step, -after.step)
+    step = jnp.where(good, after.step, halted)
+    return TrainState(params=kept[0], opt_state=kept[1], step=step, rng=after.rng)
 
 
 def _slices(batch: Batch, count: int) -> dict[str, Any]:

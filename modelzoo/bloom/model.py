@@ -19,6 +19,7 @@ from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, begin
 from modelzoo.layers.embed import Embed, embed_inputs
 from modelzoo.layers.linear import dropout_layer
+from modelzoo.layers.masks import check_segments
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import alibi_bias
@@ -76,17 +77,20 @@ class BloomModel(Trunk):
         attention_mask: jax.Array | None = None,
         head_mask: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
         """Runs the trunk; arguments as `GPTJModel`'s of the same names."""
         x_BTD = self.embed_norm(embed_inputs(self.embed, input_ids, inputs_embeds))
+        check_segments(segment_ids, x_BTD.shape[1], cache)
         slots_T, mask_BS, num_keys, cache = begin(cache, attention_mask, x_BTD.shape[1])
         if mask_BS is None or mask_BS.ndim > 2:
             real_BS = jnp.ones((1, num_keys), bool)
         else:
             real_BS = mask_BS
-        shared = dict(bias=Bias(mask_BS, slots_T, alibi_bias(real_BS, self.config.n_head)))
+        alibi = alibi_bias(real_BS, self.config.n_head, segment_ids)
+        shared = dict(bias=Bias(mask_BS, slots_T, alibi, segment_ids, segment_ids))
         return self.run(x_BTD, shared, cache, head_mask, **options)
 
 

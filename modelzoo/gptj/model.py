@@ -19,9 +19,10 @@ from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, begin
 from modelzoo.layers.embed import Embed, check_length, embed_inputs
 from modelzoo.layers.linear import dropout_layer
+from modelzoo.layers.masks import check_segments
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
-from modelzoo.layers.position import rotary_tables, rotate
+from modelzoo.layers.position import rotary_tables, rotate, segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.outputs import BaseModelOutput
 from modelzoo.trunk import Block, Trunk
@@ -75,6 +76,7 @@ class GPTJModel(Trunk):
         head_mask: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
         cache: Cache | None = None,
+        segment_ids: jax.Array | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
         """Runs the trunk.
@@ -84,10 +86,11 @@ class GPTJModel(Trunk):
             attention_mask: [B, T], non-zero where a token is real; with a cache it may be longer and then covers the
                 slots from the first. A float [B, 1 or N, T, S] is an additive bias, used as it is.
             token_type_ids: [B, T], embedded by the table of tokens.
-            position_ids: [B or 1, T]; by default counted from 0, or from the cache's next slot.
+            position_ids: [B or 1, T]; by default counted from 0, or from the cache's next slot; in each segment anew.
             head_mask: [N] or [L, N], multiplied into the attention probabilities.
             inputs_embeds: [B, T, D] in place of input_ids.
             cache: from `init_cache` or an earlier call.
+            segment_ids: [B, T], which document of a packed row a token belongs to; tokens see their own alone.
             options: see `StackOptions`.
         """
         c = self.config
@@ -97,10 +100,14 @@ class GPTJModel(Trunk):
         x_BTD = self.embed_dropout(x_BTD, deterministic=options.get("deterministic", True))
         check_length(x_BTD, c.n_positions, "n_positions")
 
+        check_segments(segment_ids, x_BTD.shape[1], cache)
         slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
-        position_ids = slots_T.reshape(-1, x_BTD.shape[1]) if position_ids is None else position_ids
+        if position_ids is None and segment_ids is not None:
+            position_ids = segment_positions(segment_ids)
+        elif position_ids is None:
+            position_ids = slots_T.reshape(-1, x_BTD.shape[1])
         shared = dict(
-            bias=Bias(mask_BS, slots_T),
+            bias=Bias(mask_BS, slots_T, None, segment_ids, segment_ids),
             rotary=rotary_tables(position_ids, c.rotary_dim or c.head_dim),
         )
         return self.run(x_BTD, shared, cache, head_mask, **options)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from modelzoo.layers.masks import causal_bias, padding_bias
+from modelzoo.layers.masks import causal_bias, padding_bias, within_segments
 
 
 @struct.dataclass
@@ -20,11 +20,15 @@ class Bias:
         mask: as `masks.causal_bias` or `masks.padding_bias` takes it, or None.
         query_slots: int32 [T] or [B, T], the slot of each query, which sees no key of a later slot; None: it sees all.
         alibi: float32 [B, N, 1, S], or None.
+        query_segments, key_segments: int32 [B, T] and [B, S]: a query sees the keys of its own segment alone; None for
+            both: a row is one. A row of packed documents has a segment for each.
     """
 
     mask: jax.Array | None = None
     query_slots: jax.Array | None = None
     alibi: jax.Array | None = None
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -44,6 +48,8 @@ class Bias:
             bias = padding_bias(self.mask)
         else:
             bias = causal_bias(self.mask, self.query_slots, num_keys)
+        if self.query_segments is not None and self.key_segments is not None:
+            bias = within_segments(bias, self.query_segments, self.key_segments)
         return bias if self.alibi is None else self.alibi if bias is None else bias + self.alibi
 
     def of_keys(self, first: jax.Array, count: int) -> "Bias":
@@ -58,7 +64,14 @@ class Bias:
             return None if a is None else lax.dynamic_slice_in_dim(a, first, count, axis=a.ndim - 1)
 
         slots = self.query_slots if self.query_slots is None else self.query_slots - first
-        return Bias(cut(self.mask), slots, cut(self.alibi))
+        return Bias(cut(self.mask), slots, cut(self.alibi), self.query_segments, cut(self.key_segments))
+
+    def of_queries(self, first: jax.Array, count: int) -> "Bias":
+        """The segments of the queries first, first + 1, ..., first + count - 1; the rest stays as it is."""
+        if self.query_segments is None:
+            return self
+        segments = lax.dynamic_slice_in_dim(self.query_segments, first, count, axis=1)
+        return self.replace(query_segments=segments)  # type: ignore[attr-defined]
 
 
 def as_bias(bias: Bias | jax.Array | None) -> Bias:
@@ -74,5 +87,10 @@ def as_bias(bias: Bias | jax.Array | None) -> Bias:
 
 
 def hides_first_key(bias: Bias) -> jax.Array:
-    """bool []: whether a causal bias has a row that hides the first key, so that some query may see no key at all."""
-    return jnp.bool_(False) if bias.mask is None else ~jnp.all(bias.mask[:, 0].astype(bool))
+    """bool []: whether a causal bias may leave some query without any key.
+
+    It does where a row hides its first key, or, where rows have segments, any key: that of a segment's first token.
+    """
+    if bias.mask is None:
+        return jnp.bool_(False)
+    return ~jnp.all((bias.mask if bias.key_segments is not None else bias.mask[:, 0]).astype(bool))

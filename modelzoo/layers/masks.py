@@ -63,6 +63,45 @@ def padding_bias(attention_mask: jax.Array | None) -> jax.Array | None:
     return to_bias(visible[:, None, None, :] if visible.ndim == 2 else visible[:, None])
 
 
+def within_segments(bias: jax.Array | None, query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """A bias that also hides the keys of other segments: the documents of a packed row do not see each other.
+
+    Args:
+        bias: float32 broadcastable to [B, N, T, S], or None.
+        query_segments: int [B, T], the segment of each query.
+        key_segments: int [B, S].
+
+    Returns:
+        float32 [B, 1 or N, T, S].
+    """
+    same = query_segments[:, None, :, None] == key_segments[:, None, None, :]
+    return to_bias(same) if bias is None else jnp.where(same, bias, jnp.float32(LOWEST))
+
+
+def check_segments(
+    segment_ids: jax.Array | None, length: int, cache: object, name: str = "segment_ids"
+) -> None:
+    """Refuses segments that do not belong to the tokens of a call.
+
+    Args:
+        segment_ids: [B, T] or None.
+        length: T.
+        cache: that of the call, or None.
+        name: the argument's.
+
+    Raises:
+        ValueError: another shape, or a cache, whose rows are one document each.
+    """
+    if segment_ids is None:
+        return
+    if segment_ids.ndim != 2 or segment_ids.shape[1] != length:
+        raise ValueError(f"{name} has shape {segment_ids.shape}: it is [batch, {length}], one for each token")
+    if cache is not None:
+        raise ValueError(
+            f"{name} are for rows of packed documents, and a cache holds one document a row: leave one out"
+        )
+
+
 def layer_head_mask(head_mask: jax.Array | None, num_layers: int) -> jax.Array | None:
     """One head mask a layer: [N] for all layers or [L, N] becomes [L, N].
 

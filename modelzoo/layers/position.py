@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def rotary_tables(
@@ -66,21 +67,50 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([sequence(power, np.arange(1, 1 + power)), more])
 
 
-def alibi_bias(mask_BS: jax.Array, num_heads: int) -> jax.Array:
+def count_in_segments(real_BT: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """How many real tokens a row has up to each place; where it has segments, of the place's segment alone.
+
+    Args:
+        real_BT: bool, whether a token is real.
+        segment_ids: int [B, T], equal ones side by side, or None.
+
+    Returns:
+        int32 [B, T], at least 1 for a real token.
+    """
+    real_BT = real_BT.astype(jnp.int32)
+    count_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32)
+    if segment_ids is None:
+        return count_BT
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    before_BT = lax.cummax(jnp.where(begins, count_BT - real_BT, 0), axis=1)
+    return count_BT - before_BT
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """The place of each token in its segment, from 0: int32 [B, T]."""
+    return count_in_segments(jnp.ones(segment_ids.shape, bool), segment_ids) - 1
+
+
+def alibi_bias(mask_BS: jax.Array, num_heads: int, segment_ids: jax.Array | None = None) -> jax.Array:
     """ALiBi as an additive bias that depends on the key alone.
 
     slope * key position differs from slope * (key position - query position) by a constant of each row of the
-    softmax, and so gives the same probabilities. Positions count the real tokens of a row.
+    softmax, and so gives the same probabilities. Positions count the real tokens of a row, or of a segment.
 
     Args:
         mask_BS: non-zero where a key is real.
         num_heads: N.
+        segment_ids: int [B, S], or None.
 
     Returns:
         float32 [B, N, 1, S].
     """
     mask = mask_BS.astype(bool).astype(jnp.float32)
-    position_BS = (jnp.cumsum(mask, axis=-1) - 1.0) * mask
+    if segment_ids is None:
+        position_BS = (jnp.cumsum(mask, axis=-1) - 1.0) * mask
+    else:
+        real_BS = jnp.broadcast_to(mask_BS.astype(bool), segment_ids.shape)
+        position_BS = (count_in_segments(real_BS, segment_ids) - 1).astype(jnp.float32) * mask
     return position_BS[:, None, None, :] * alibi_slopes(num_heads)[:, None, None]
 
 

@@ -105,6 +105,8 @@ class MvpModel(_Trunk):
         encoder_outputs: Any = None,
         inputs_embeds: jax.Array | None = None,
         decoder_inputs_embeds: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
         **options: Unpack[StackOptions],
     ) -> Seq2SeqModelOutput:
@@ -120,6 +122,8 @@ class MvpModel(_Trunk):
             encoder_outputs: in place of running the encoder: see `as_encoder_output`.
             inputs_embeds: [B, S, D] in place of input_ids.
             decoder_inputs_embeds: [B, T, D] in place of decoder_input_ids.
+            segment_ids, decoder_segment_ids: [B, S] and [B, T], which document of a packed row a token belongs to, for
+                rows whose decoder's input is passed (shifting would carry a token from document to document).
             cache: from `init_cache` or an earlier call. After the first the encoder's part may be left out, since the
                 cache holds what the decoder reads of it.
             options: see `StackOptions`.
@@ -134,6 +138,8 @@ class MvpModel(_Trunk):
                 raise ValueError(
                     "pass decoder_input_ids or decoder_inputs_embeds: there are no input_ids to shift"
                 )
+            if segment_ids is not None:
+                raise ValueError("pass decoder_input_ids with segment_ids: shifting would mix documents")
             # What an initialisation decodes is all the same, and a config need not know a start token.
             decoder_input_ids = input_ids if self.is_initializing() else shift_right(input_ids, self.config)
 
@@ -143,7 +149,7 @@ class MvpModel(_Trunk):
             encoded = as_encoder_output(encoder_outputs)
         elif not seen or input_ids is not None or inputs_embeds is not None:
             x_BSD = self.embed_tokens(input_ids, inputs_embeds)
-            encoded = self.encoder(x_BSD, attention_mask, head_mask, **options)
+            encoded = self.encoder(x_BSD, attention_mask, head_mask, segment_ids, **options)
         decoded = self.decoder(
             self.embed_tokens(decoder_input_ids, decoder_inputs_embeds),
             decoder_attention_mask,
@@ -152,6 +158,8 @@ class MvpModel(_Trunk):
             decoder_head_mask,
             cross_attn_head_mask,
             cache,
+            decoder_segment_ids,
+            segment_ids,
             **options,
         )
         return Seq2SeqModelOutput(
@@ -182,6 +190,7 @@ class MvpDecoderModel(_Trunk):
         head_mask: jax.Array | None = None,
         cross_attn_head_mask: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
@@ -197,6 +206,7 @@ class MvpDecoderModel(_Trunk):
             head_mask,
             cross_attn_head_mask,
             cache,
+            segment_ids,
             **options,
         )
 

@@ -4,6 +4,7 @@ Blocks norm after the residual; positions are learned; the embeddings are normed
 since the table belongs to both.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any, ClassVar, Unpack
 
@@ -16,9 +17,10 @@ from modelzoo.layers.bias import Bias
 from modelzoo.layers.cache import Cache, LayerCache, begin
 from modelzoo.layers.embed import Embed, check_length
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import to_bias
+from modelzoo.layers.masks import check_segments, to_bias
 from modelzoo.layers.mlp import Mlp
 from modelzoo.layers.norm import LayerNorm
+from modelzoo.layers.position import segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.mvp.config import MvpConfig
 from modelzoo.mvp.prompt import Prompt
@@ -128,8 +130,12 @@ class _Stack(Trunk):
             for name in self.prompts:
                 setattr(self, name, Prompt(c, num_layers, num_heads, **dtypes))
 
-    def enter(self, x_BTD: jax.Array, slots_T: jax.Array, deterministic: bool) -> jax.Array:
+    def enter(
+        self, x_BTD: jax.Array, slots_T: jax.Array, segment_ids: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
         """What the first block reads: embedded tokens with their positions, normed."""
+        if segment_ids is not None:
+            slots_T = segment_positions(segment_ids)
         check_length(x_BTD, self.config.max_position_embeddings, "max_position_embeddings")
         x_BTD = self.embed_norm(x_BTD + self.positions(slots_T + FIRST_POSITION))
         return self.embed_dropout(x_BTD, deterministic=deterministic)
@@ -151,6 +157,7 @@ class MvpEncoder(_Stack):
         x_BTD: jax.Array,
         attention_mask: jax.Array | None = None,
         head_mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
         """Runs embedded tokens through the encoder.
@@ -159,12 +166,14 @@ class MvpEncoder(_Stack):
             x_BTD: [B, T, D].
             attention_mask: [B, T], non-zero where a token is real.
             head_mask: [N] or [L, N].
+            segment_ids: [B, T], which document of a packed row a token belongs to; tokens see their own alone.
             options: see `StackOptions`.
         """
         deterministic = options.get("deterministic", True)
+        check_segments(segment_ids, x_BTD.shape[1], None)
         slots_T, mask_BT, _, _ = begin(None, attention_mask, x_BTD.shape[1])
-        x_BTD = self.enter(x_BTD, slots_T, deterministic)
-        shared = dict(bias=Bias(mask_BT))
+        x_BTD = self.enter(x_BTD, slots_T, segment_ids, deterministic)
+        shared = dict(bias=Bias(mask_BT, None, None, segment_ids, segment_ids))
         return self.run(x_BTD, shared, None, head_mask, self.make_prompts(deterministic), **options)
 
 
@@ -183,6 +192,8 @@ class MvpDecoder(_Stack):
         head_mask: jax.Array | None = None,
         cross_head_mask: jax.Array | None = None,
         cache: Cache | None = None,
+        segment_ids: jax.Array | None = None,
+        source_segment_ids: jax.Array | None = None,
         **options: Unpack[StackOptions],
     ) -> BaseModelOutput:
         """Runs embedded tokens through the decoder.
@@ -195,6 +206,8 @@ class MvpDecoder(_Stack):
             source_mask: [B, S], non-zero where a token of the encoder is real.
             head_mask, cross_head_mask: [N] or [L, N].
             cache: of earlier tokens.
+            segment_ids, source_segment_ids: [B, T] and [B, S], which document of a packed row a token is of; tokens
+                see their own alone, and of the encoder's those of the same number.
             options: see `StackOptions`.
 
         Raises:
@@ -203,12 +216,20 @@ class MvpDecoder(_Stack):
         deterministic = options.get("deterministic", True)
         if attention_mask is not None and attention_mask.ndim == 4:
             attention_mask = to_bias(attention_mask == 1)
+        check_segments(segment_ids, x_BTD.shape[1], cache)
         slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
-        x_BTD = self.enter(x_BTD, slots_T, deterministic)
-        shared: dict[str, Any] = dict(bias=Bias(mask_BS, slots_T))
+        x_BTD = self.enter(x_BTD, slots_T, segment_ids, deterministic)
+        shared: dict[str, Any] = dict(bias=Bias(mask_BS, slots_T, None, segment_ids, segment_ids))
         if source_BSD is not None:
+            if (segment_ids is None) != (source_segment_ids is None):
+                raise ValueError(
+                    "segments of the encoder's tokens and of the decoder's go together: pass both or none"
+                )
+            check_segments(source_segment_ids, source_BSD.shape[1], cache)
+            bias = _source_bias(source_mask, source_BSD.shape[1])
+            segments = dict(query_segments=segment_ids, key_segments=source_segment_ids)
             shared["source_BSD"] = source_BSD
-            shared["cross_bias"] = _source_bias(source_mask, source_BSD.shape[1])
+            shared["cross_bias"] = dataclasses.replace(bias, **segments)
         elif cache is not None and cache.cross is not None:
             shared["cross_bias"] = _source_bias(source_mask, jax.tree.leaves(cache.cross)[0].shape[-2])
         prompts = self.make_prompts(deterministic)

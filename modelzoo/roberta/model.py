@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from modelzoo import bert, tasks
 from modelzoo.layers.cache import Cache
+from modelzoo.layers.position import count_in_segments, segment_positions
 
 
 class RobertaBlock(bert.BertBlock):
@@ -34,13 +35,18 @@ class RobertaModel(bert.BertTrunk):
         self.embed_norm = self.norm()
 
     def default_positions(
-        self, input_ids: jax.Array | None, slots_T: jax.Array, cache: Cache | None
+        self,
+        input_ids: jax.Array | None,
+        slots_T: jax.Array,
+        cache: Cache | None,
+        segment_ids: jax.Array | None,
     ) -> jax.Array:
         """Each row's tokens counted from after pad_token_id, its padding at pad_token_id; of embeddings all count."""
         if input_ids is None:
-            return self.config.first_position + jnp.atleast_2d(slots_T)
+            places = jnp.atleast_2d(slots_T) if segment_ids is None else segment_positions(segment_ids)
+            return self.config.first_position + places
         real_BT = input_ids != self.config.pad_token_id
-        count_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32)
+        count_BT = count_in_segments(real_BT, segment_ids)
         if cache is not None:
             earlier_BS = cache.mask & (jnp.arange(cache.mask.shape[1]) < jnp.atleast_2d(slots_T)[:, :1])
             count_BT = count_BT + jnp.sum(earlier_BS, axis=1, keepdims=True, dtype=jnp.int32)

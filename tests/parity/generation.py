@@ -63,6 +63,12 @@ _CONFIGS: dict[str, tuple[Any, str, list[dict[str, Any]]]] = {
             _mvp | dict(decoder_start_token_id=5, max_position_embeddings=64),
         ],
     ),
+    "mvp-decoder": (
+        transformers.MvpConfig,
+        "MvpForCausalLM",
+        # transformers makes a cache of as many layers as the encoder would have.
+        [_mvp | dict(encoder_layers=3), _mvp | dict(encoder_layers=3, scale_embedding=True)],
+    ),
 }
 
 
@@ -93,14 +99,21 @@ def batch(family: str) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def both(family: str, number: int = 0, rows: int = 4, **fields: Any) -> tuple[Any, Any]:
-    """(our output, theirs) for one config; pad_token_id, scores and no end token unless `fields` say otherwise."""
+def both(
+    family: str, number: int = 0, rows: int = 4, begun: np.ndarray | None = None, **fields: Any
+) -> tuple[Any, Any]:
+    """(our output, theirs) for one config; pad_token_id, scores and no end token unless `fields` say otherwise.
+
+    `begun` is what an encoder-decoder's output begins with.
+    """
     theirs, ours, params = pair(family, number)
     ids, mask = (array[:rows] for array in batch(family))
     fields = {"pad_token_id": PAD, "eos_token_id": None} | fields
     given: dict[str, Any] = (
         {"custom_generate": group_beam_search} if fields.get("num_beam_groups", 1) > 1 else {}
     )
+    if begun is not None:
+        given["decoder_input_ids"] = torch.tensor(begun)
     tokenizer, wanted = fields.pop("tokenizer", None), dict(fields)
     if tokenizer is not None:
         # 4.57.6 hands a tokenizer on to the model, which most refuse; so its criterion is made here.
@@ -116,7 +129,8 @@ def both(family: str, number: int = 0, rows: int = 4, **fields: Any) -> tuple[An
             **wanted,
         )
     config = GenerationConfig(**fields, output_scores=True)
-    return inference.generate(ours, params, ids, mask, config, tokenizer=tokenizer), want
+    out = inference.generate(ours, params, ids, mask, config, tokenizer=tokenizer, decoder_input_ids=begun)
+    return out, want
 
 
 def assert_same(out: Any, want: Any, scores: bool = True) -> None:

@@ -1,6 +1,6 @@
 """lm-evaluation-harness over our model and over its own backend for transformers, on local tasks: the same numbers.
 
-Skipped where the harness is not installed (`pip install 'flaxtron[eval]'`).
+`make parity` installs it; skipped where it is not there (`pip install 'flaxtron[eval]' accelerate`).
 """
 
 import json

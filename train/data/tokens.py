@@ -1,36 +1,27 @@
-"""Token files: text is tokenised once, kept under a name made of its origin, and read as mapped memory.
+"""Prepared folders: found, built in the cache from raw text, or built where a user says; and mixtures of them.
 
-A folder of the cache holds train.npy and validation.npy (uint16 or uint32, 1-D), tokenizer.json and
-manifest.json. It is written aside and renamed, so a folder that exists is complete.
+A prepared folder holds manifest.json, tokenizer.json, train-NNNNN.arrayrecord and validation-NNNNN.arrayrecord (see
+`train.data.shards`). There is no other form of tokens on disk: `data.path` names such a folder, or text of which one is
+made in the cache under a name that follows from all that decides its content.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from train.data.sources import Piece, find_files, iter_documents, iter_pieces
-from train.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from train.data.building import FORMAT, MANIFEST, Recipe, build, locked, read_plan, sha256
+from train.data.shards import Split
+from train.data.tokenizer import END_OF_TEXT, load_tokenizer
+from train.data.units import TOKENIZER
 
-FORMAT = 1
-"""Raised when what the files hold changes, so that older folders are not read."""
-
-TOKENIZER_TEXT_BYTES = 64 << 20
-"""A tokenizer is trained on at most this much text."""
-
-_BATCH_PIECES = 256
-"""Pieces that are tokenised at once, in parallel."""
+Packing = Literal["concatenate", "documents"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,125 +29,166 @@ class TokenData:
     """Tokenised text.
 
     Attributes:
-        train: uint16 or uint32 [tokens], documents one after another, each followed by the end-of-text token.
+        train: the documents to train on, of each part of a mixture; one part where there is no mixture.
         validation: the same of the documents held out.
-        folder: where the files lie.
+        weights: the share of the rows that each part has.
+        folder: where the files lie, those of the first part.
         manifest: what they were made of; `manifest["fingerprint"]` names the tokens themselves.
-        built: whether this call made them, rather than finding them in the cache.
+        built: whether this call made them, rather than finding them.
+        packing: how documents come into rows (`train.data.batches`).
     """
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: tuple[Split, ...]
+    validation: tuple[Split, ...]
+    weights: tuple[float, ...]
     folder: Path
     manifest: dict[str, Any]
     built: bool
+    packing: Packing = "concatenate"
 
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer.json."""
-        return self.folder / "tokenizer.json"
+        return self.folder / TOKENIZER
 
 
 def prepare_tokens(
-    path: str,
+    path: str | list[str] | None = None,
     *,
+    mixture: Mapping[str, float] | None = None,
+    packing: Packing = "concatenate",
     tokenizer: str | None = None,
     vocab_size: int | None = None,
     end_of_text: str = END_OF_TEXT,
     validation_fraction: float = 0.05,
     max_bytes: int | None = None,
+    text_field: str = "text",
     cache_dir: str | None = None,
+    processes: int | None = None,
     model_vocab_size: int | None = None,
 ) -> TokenData:
-    """Tokenises a source of text, or finds that it was done before.
+    """Opens prepared folders, or tokenises text first, unless that was done before.
+
+    What is built is built by several processes where it makes more than one shard: as ever in Python, a script that
+    calls this then needs `if __name__ == "__main__":`.
 
     Args:
-        path: a folder or file of .txt, .md, .py or .jsonl ("text" field), or "stdlib".
-        tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None trains one
-            on the text.
+        path: a folder that `python -m train.data` prepared, or text: folders or files of text, code, .jsonl or
+            .parquet, or "stdlib".
+        mixture: in place of path, several of these and how large a share of the rows comes from each, such as
+            {'prepared/web': 0.7, 'prepared/code': 0.3}.
+        packing: 'concatenate' lays documents end to end and cuts rows of them, 'documents' packs whole ones into rows,
+            where none attends to another.
+        tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None trains one on the
+            text. Of a prepared folder it has to be the tokenizer.
         vocab_size: of the tokenizer that is trained; None is the model's.
-        end_of_text: the token that ends each document.
+        end_of_text: the token that ends each document (a prepared folder has its own).
         validation_fraction: share of the documents held out, chosen by a hash of their text.
         max_bytes: read at most this much text; None reads all.
-        cache_dir: where token files are kept; None is flaxtron/data in the user's cache folder.
+        text_field: of a line of .jsonl or a row of .parquet, where the text stands.
+        cache_dir: where folders made of text are kept; None is flaxtron/data in the user's cache folder.
+        processes: how many tokenise at once; None is one for each CPU.
         model_vocab_size: the model's vocabulary, which has to hold every token; None skips the check.
 
     Raises:
-        ValueError: no text, text that cannot be read, a value out of range, or a tokenizer larger than the
-            model's vocabulary.
-        OSError: no such path, or the cache cannot be written.
+        ValueError: no text, text that cannot be read, a value out of range, a tokenizer larger than the model's
+            vocabulary, or folders of different tokenizers.
+        OSError: no such path, a damaged folder, or the cache cannot be written.
     """
-    _check_settings(path, validation_fraction, max_bytes)
-    files = find_files(path)
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    if loaded is not None:
-        _check_vocabulary(loaded, end_of_text, model_vocab_size)
-    vocab_size = vocab_size or model_vocab_size
-    if loaded is None and vocab_size is None:
-        raise ValueError("data.vocab_size is not set: say how large a tokenizer to train")
-    if (
-        model_vocab_size is not None
-        and vocab_size is not None
-        and loaded is None
-        and vocab_size > model_vocab_size
-    ):
+    if (path is None) == (mixture is None):
+        given = "neither is set" if path is None else "both are set"
+        raise ValueError(f"data.path and data.mixture: {given}; name the text by one of them")
+    names = list(mixture) if mixture is not None else [path]
+    weights = tuple(float(weight) for weight in (mixture or {"": 1.0}).values())
+    if not weights or not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(
-            f"data.vocab_size = {vocab_size} is larger than the model's vocabulary, {model_vocab_size}"
+            f"data.mixture = {dict(mixture or {})}: it names one folder or more, each with a weight above 0"
         )
-
-    origin = {
-        "format": FORMAT,
-        "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        "tokenizer": vocab_size if loaded is None else _sha256(loaded.to_str().encode()),
-        "end_of_text": end_of_text,
-        "validation_fraction": validation_fraction,
-        "max_bytes": max_bytes,
-    }
-    folder = _cache_root(cache_dir) / _sha256(json.dumps(origin).encode())[:24]
-    found = _open(folder, built=False)
-    if found is not None:
-        return found
-
-    def pieces() -> Iterator[Piece]:
-        return iter_pieces(iter_documents(files), max_bytes)
-
-    with _written_aside(folder) as scratch, _progress() as progress:
-        held_out, num_documents, num_bytes = _choose_held_out(pieces(), validation_fraction)
-        if loaded is None:
-            assert vocab_size is not None
-            task = progress.add_task("training the tokenizer", total=None)
-            loaded = train_tokenizer(_training_texts(pieces(), held_out), vocab_size, end_of_text)
-            progress.remove_task(task)
-        loaded.save(str(scratch / "tokenizer.json"))
-        task = progress.add_task("tokenising", total=num_bytes)
-        counts = _write_tokens(
-            scratch, pieces(), held_out, loaded, end_of_text, lambda size: progress.advance(task, size)
-        )
-        manifest = {
-            "path": path,
-            "files": len(files),
-            "documents": num_documents,
-            "bytes": num_bytes,
-            **counts,
-            "vocab_size": loaded.get_vocab_size(),
-            "end_of_text": end_of_text,
-            "end_of_text_id": loaded.token_to_id(end_of_text),
-            "fingerprint": _fingerprint(scratch),
-        }
-        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    data = _open(folder, built=True)
-    assert data is not None, folder
-    return data
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    options: dict[str, Any] = dict(end_of_text=end_of_text, validation_fraction=validation_fraction)
+    options |= dict(max_bytes=max_bytes, text_field=text_field)
+    opened = []
+    for name in names:
+        if isinstance(name, str) and is_prepared(name):
+            found, built = open_prepared(Path(name).expanduser()), False
+        else:
+            paths = (name,) if isinstance(name, str) else tuple(name or ())
+            recipe = make_recipe(paths, loaded, vocab_size, model_vocab_size, **options)
+            found, built = _from_cache(recipe, _cache_root(cache_dir), processes)
+        check_manifest(found, str(name), loaded, tokenizer, model_vocab_size)
+        opened.append((found, built))
+    folders = [found for found, _ in opened]
+    for name, found in zip(names, folders, strict=True):
+        if found.manifest["tokenizer"] != folders[0].manifest["tokenizer"]:
+            raise ValueError(
+                f"data.mixture: {name!r} was prepared with another tokenizer than {names[0]!r}: prepare one of them "
+                "again with the other's (python -m train.data --tokenizer), or set data.tokenizer for text"
+            )
+    return TokenData(
+        train=tuple(found.train for found in folders),
+        validation=tuple(found.validation for found in folders),
+        weights=tuple(weight / sum(weights) for weight in weights),
+        folder=folders[0].folder,
+        manifest=_merged([found.manifest for found in folders], weights),
+        built=any(built for _, built in opened),
+        packing=packing,
+    )
 
 
-def _check_settings(path: str, validation_fraction: float, max_bytes: int | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One prepared folder."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    train: Split
+    validation: Split
+
+
+def make_recipe(
+    paths: tuple[str, ...],
+    tokenizer: Tokenizer | None,
+    vocab_size: int | None,
+    model_vocab_size: int | None = None,
+    *,
+    end_of_text: str = END_OF_TEXT,
+    validation_fraction: float = 0.05,
+    max_bytes: int | None = None,
+    text_field: str = "text",
+) -> Recipe:
+    """What to build, checked; arguments as `prepare_tokens`'.
+
+    Raises:
+        ValueError: a value out of range, or no tokenizer.
+        OSError: no such path.
+    """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"data.validation_fraction = {validation_fraction}: a share lies in [0, 1)")
     if max_bytes is not None and max_bytes < 1:
-        raise ValueError(f"data.max_bytes = {max_bytes}: it is at least 1, or None to read all of {path!r}")
+        raise ValueError(f"data.max_bytes = {max_bytes}: it is at least 1, or None to read everything")
+    if not paths:
+        raise ValueError("data.path = []: name at least one folder or file")
+    vocab_size = vocab_size or model_vocab_size
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, end_of_text, model_vocab_size)
+        vocab_size = None
+    elif vocab_size is None:
+        raise ValueError("data.vocab_size is not set: say how large a tokenizer to train")
+    elif model_vocab_size is not None and vocab_size > model_vocab_size:
+        raise ValueError(
+            f"data.vocab_size = {vocab_size} is larger than the model's vocabulary, {model_vocab_size}"
+        )
+    recipe = Recipe(paths, tokenizer, vocab_size, end_of_text, validation_fraction, max_bytes, text_field)
+    assert recipe.files  # what is not there is said before anything is written
+    return recipe
 
 
-def _check_vocabulary(tokenizer: Tokenizer, end_of_text: str, model_vocab_size: int | None) -> None:
+def check_vocabulary(tokenizer: Tokenizer, end_of_text: str, model_vocab_size: int | None) -> None:
+    """Checks that a model of that size holds a tokenizer's ids, and that it knows the end of a text.
+
+    Raises:
+        ValueError: it does not.
+    """
     largest = max(tokenizer.get_vocab().values())
     if model_vocab_size is not None and largest >= model_vocab_size:
         raise ValueError(
@@ -171,132 +203,123 @@ def _check_vocabulary(tokenizer: Tokenizer, end_of_text: str, model_vocab_size: 
         )
 
 
+def is_prepared(path: str | Path) -> bool:
+    """Whether a path is a prepared folder.
+
+    Raises:
+        OSError: it is one that is not finished.
+    """
+    folder = Path(path).expanduser()
+    try:
+        if "shards" in json.loads((folder / MANIFEST).read_text()):
+            return True
+    except (OSError, ValueError, TypeError):
+        pass
+    if "shard_bytes" in (read_plan(folder) or {}):
+        raise OSError(
+            f"{folder}: these tokens are not finished: run the command that prepares them again, it goes on"
+        )
+    return False
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Opens a prepared folder.
+
+    Raises:
+        ValueError: it is of another version, or its tokenizer is not the manifest's.
+        OSError: a shard is not there or is damaged.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest["format"] != FORMAT:
+        raise ValueError(
+            f"{folder}: a folder of format {manifest['format']}, and this program reads {FORMAT}: prepare it again"
+        )
+    if sha256(load_tokenizer(folder / TOKENIZER).to_str()) != manifest["tokenizer"]:
+        raise ValueError(
+            f"{folder / TOKENIZER}: not the tokenizer that the manifest beside it was made with: bring that one back, "
+            "or prepare the text again"
+        )
+    dtype = np.dtype(manifest["dtype"])
+    splits = {}
+    for name, shards in manifest["shards"].items():
+        for shard in shards:
+            file = folder / shard["file"]
+            size = file.stat().st_size if file.is_file() else None
+            if size is not None and size != shard["bytes"]:
+                raise OSError(
+                    f"{file}: {size} bytes, of {shard['bytes']} in the manifest: prepare the text again"
+                )
+        splits[name] = Split([folder / shard["file"] for shard in shards], dtype)
+    return Prepared(folder, manifest, **splits)
+
+
+def check_manifest(
+    found: Prepared,
+    name: str,
+    tokenizer: Tokenizer | None,
+    tokenizer_path: str | None,
+    model_vocab_size: int | None,
+) -> None:
+    """Checks that a folder was made with the tokenizer that is asked for and fits the model.
+
+    Raises:
+        ValueError: it was not, or does not.
+    """
+    if tokenizer is not None and sha256(tokenizer.to_str()) != found.manifest["tokenizer"]:
+        raise ValueError(
+            f"data.path = {name!r}: prepared with another tokenizer than data.tokenizer = {tokenizer_path!r} (that in "
+            f"{found.folder / TOKENIZER}): leave data.tokenizer out, or prepare the text again"
+        )
+    check_vocabulary(
+        load_tokenizer(found.folder / TOKENIZER), found.manifest["end_of_text"], model_vocab_size
+    )
+
+
+def _from_cache(recipe: Recipe, root: Path, processes: int | None) -> tuple[Prepared, bool]:
+    folder = root / sha256(json.dumps(recipe.plan))[:24]
+    try:
+        with locked(folder):
+            found = _open_whole(folder)
+            if found is not None:
+                return found, False
+            if (folder / MANIFEST).exists():  # damaged: it is made anew
+                for file in folder.iterdir():
+                    if file.name != ".lock":
+                        file.unlink()
+            build(folder, recipe, processes)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise OSError(f"data.cache_dir: cannot write to {root}: {error.strerror}") from None
+    except ValueError:
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # what is wrong with the text will be mended under another name
+        raise
+    return open_prepared(folder), True
+
+
+def _open_whole(folder: Path) -> Prepared | None:
+    try:
+        return open_prepared(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _cache_root(cache_dir: str | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flaxtron", "data")
 
 
-def _open(folder: Path, built: bool) -> TokenData | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        train, validation = (
-            np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "validation")
-        )
-    except (OSError, ValueError):
-        return None  # not there, or damaged: it is made anew
-    if (len(train), len(validation)) != (manifest["train_tokens"], manifest["validation_tokens"]):
-        return None
-    return TokenData(train, validation, folder, manifest, built)
-
-
-@contextlib.contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` if the block ends well, and goes if it does not."""
-    scratch = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(f"data.cache_dir: cannot write to {folder.parent}: {error.strerror}") from None
-    try:
-        yield scratch
-        if folder.exists() and _open(folder, built=False) is None:
-            shutil.rmtree(folder)
-        with contextlib.suppress(FileExistsError):
-            try:
-                scratch.rename(folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process was first, with the same content
-                    raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _choose_held_out(pieces: Iterable[Piece], fraction: float) -> tuple[np.ndarray, int, int]:
-    """(bool [pieces] that says which are held out, number of documents, bytes of text)."""
-    hashes, documents, size = [], 0, 0
-    for piece in pieces:
-        data = piece.text.encode()
-        hashes.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big"))
-        documents += piece.ends_document
-        size += len(data)
-    # uint64 against a Python int: exact, and the same on every machine.
-    held_out = np.asarray(hashes, np.uint64) < np.uint64(int(fraction * 2.0**64))
-    if fraction > 0 and len(hashes) > 1 and not held_out.any():
-        held_out[np.argmin(np.asarray(hashes, np.uint64))] = True
-    return held_out, documents, size
-
-
-def _training_texts(pieces: Iterable[Piece], held_out: np.ndarray) -> Iterator[str]:
-    size = 0
-    for piece, is_held_out in zip(pieces, held_out, strict=True):
-        if not is_held_out and size < TOKENIZER_TEXT_BYTES:
-            size += len(piece.text)
-            yield piece.text
-
-
-def _write_tokens(
-    scratch: Path,
-    pieces: Iterable[Piece],
-    held_out: np.ndarray,
-    tokenizer: Tokenizer,
-    end_of_text: str,
-    advance: Callable[[int], None],
-) -> dict[str, int]:
-    """Writes train.npy and validation.npy, batch by batch; returns how many tokens each holds."""
-    end_id = tokenizer.token_to_id(end_of_text)
-    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    tokenizer.encode_special_tokens = True  # a special token's name in the text is text
-    counts = {"train_tokens": 0, "validation_tokens": 0}
-    with _npy(scratch / "train.npy", dtype) as train, _npy(scratch / "validation.npy", dtype) as validation:
-        source = iter(zip(pieces, held_out, strict=True))
-        while batch := list(islice(source, _BATCH_PIECES)):
-            encodings = tokenizer.encode_batch_fast(
-                [piece.text for piece, _ in batch], add_special_tokens=False
-            )
-            for (piece, is_held_out), encoding in zip(batch, encodings, strict=True):
-                ids = encoding.ids + [end_id] * piece.ends_document
-                (validation if is_held_out else train).write(np.asarray(ids, dtype).tobytes())
-                counts["validation_tokens" if is_held_out else "train_tokens"] += len(ids)
-            advance(sum(len(piece.text.encode()) for piece, _ in batch))
-    return counts
-
-
-@contextlib.contextmanager
-def _npy(path: Path, dtype: type[np.generic]) -> Iterator[BinaryIO]:
-    """A .npy file of one dimension whose length is known when it is closed."""
-
-    def header(length: int) -> dict[str, Any]:
-        return {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-            "fortran_order": False,
-            "shape": (length,),
-        }
-
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header(0))
-        start = file.tell()
-        yield file
-        length = (file.tell() - start) // np.dtype(dtype).itemsize
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header(length))
-        assert file.tell() == start, "numpy keeps room in the header for the length to grow"
-
-
-def _fingerprint(folder: Path) -> str:
-    """A hash of the tokens and the tokenizer: runs that read the same text agree on it, wherever it lay."""
-    digest = hashlib.sha256()
-    for name in ("tokenizer.json", "train.npy", "validation.npy"):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _merged(manifests: Sequence[dict[str, Any]], weights: Sequence[float]) -> dict[str, Any]:
+    """What a mixture's manifests say together; one alone is as it is."""
+    if len(manifests) == 1:
+        return manifests[0]
+    counted = ("files", "documents", "empty", "bytes", "train_tokens", "validation_tokens")
+    mixed = [[manifest["fingerprint"], weight] for manifest, weight in zip(manifests, weights, strict=True)]
+    return {
+        **{key: value for key, value in manifests[0].items() if key not in ("plan", "shards")},
+        "path": [manifest["path"] for manifest in manifests],
+        **{key: sum(manifest[key] for manifest in manifests) for key in counted},
+        "fingerprint": sha256(json.dumps(mixed)),
+        "sources": [source for manifest in manifests for source in manifest["sources"]],
+    }

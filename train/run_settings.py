@@ -1,0 +1,91 @@
+"""The settings of a run under `train.` in gin files, and which of them may change when it goes on."""
+
+import dataclasses
+from typing import Any, Literal
+
+FREE = (
+    "train.workdir", "train.num_steps", "train.log_every", "train.eval_every", "train.eval_batches",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.allow_changes", "train.preset",
+    "train.remat", "train.microbatches", "train.schedule", "train.virtual_stages", "train.profile_steps",
+    "train.module_norms", "train.stop_on_nonfinite", "train.wandb", "mesh.", "rules.", "data.cache_dir",
+    "data.processes",
+)  # fmt: skip
+"""Settings that a run may change when it goes on: where and how it computes, not what."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one run, each set in gin as `train.<name>`.
+
+    Attributes:
+        workdir: folder of the run: checkpoints, metrics, plot.
+        num_steps: steps to train, counted from the start of the run.
+        global_batch_size: B, sequences in a step over all devices.
+        sequence_length: T, tokens in a sequence.
+        model_class: such as "GPTJForCausalLM"; its config's fields are set by family, as `GPTJ.n_layer = 6`.
+        optimizer: such as @adamw().
+        preset: the config that the family's fields start from, such as "gpt-j-6b"; None is their defaults.
+        init_from: a Hugging Face folder or another run, whose config, tokenizer and parameters to start from.
+        seed: of the parameters, the order of the data and dropout.
+        accumulate: parts of the batch that are computed one after another to save memory.
+        dtype: what the step computes in; parameters and optimizer state stay float32.
+        remat: what the backward pass recomputes to save memory.
+        microbatches: of the pipeline; None is a number that fills the stages.
+        schedule: of the pipeline: '1f1b', 'gpipe' or 'interleaved'.
+        virtual_stages: pieces of the model that a stage holds; None is 2 for the interleaved schedule, else 1.
+        log_every: steps between two lines of metrics.
+        eval_every: steps between two evaluations on held-out text; None is only at the end.
+        eval_batches: batches of an evaluation at most; None is all held-out text.
+        checkpoint_every: steps between two checkpoints; the last step is always saved.
+        keep_checkpoints: how many of the newest stay.
+        keep_best: a value of the evaluation, such as "loss" or "f1": the checkpoint with the best one stays too.
+        stop_on_nonfinite: where a step's loss or gradient is no number, stop with the state before it.
+        module_norms: log the gradient's norm of each module too.
+        profile_steps: (first, last): steps to trace with jax.profiler, into WORKDIR/profile.
+        wandb: a project of Weights & Biases to report to as well; needs the package wandb.
+        allow_changes: go on from a checkpoint of other settings (never of another model).
+    """
+
+    workdir: str
+    num_steps: int
+    global_batch_size: int
+    sequence_length: int
+    model_class: str
+    optimizer: Any
+    preset: str | None = None
+    init_from: str | None = None
+    seed: int = 0
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: str = "none"
+    microbatches: int | None = None
+    schedule: str = "1f1b"
+    virtual_stages: int | None = None
+    log_every: int = 10
+    eval_every: int | None = None
+    eval_batches: int | None = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    keep_best: str | None = None
+    stop_on_nonfinite: bool = True
+    module_norms: bool = True
+    profile_steps: tuple[int, int] | None = None
+    wandb: str | None = None
+    allow_changes: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise ValueError(f"train.{field.name} = {value}: it is at least {least}")
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise ValueError(
+                f"train.profile_steps = {self.profile_steps}: it is (first, last), counted from 1"
+            )
+        if self.seed >= 2**32:
+            raise ValueError(f"train.seed = {self.seed}: it is below 2**32")
+        if self.global_batch_size % self.accumulate:
+            raise ValueError(
+                f"train.global_batch_size = {self.global_batch_size}: accumulate = {self.accumulate} does "
+                "not divide it"
+            )
