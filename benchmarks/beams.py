@@ -34,7 +34,9 @@ class Checkpoint:
 
         import modelzoo
 
-        ends: dict[str, Any] = dict(bos_token_id=0, pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=END)
+        ends: dict[str, Any] = dict(
+            bos_token_id=0, pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=END
+        )
         config = modelzoo.MvpConfig(
             vocab_size=shape.vocab_size,
             d_model=shape.n_embd,
