@@ -6,7 +6,7 @@ import os
 import platform
 import re
 
-_THREADS_PER_DEVICE = 16
+_THREADS_PER_DEVICE = 8
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 

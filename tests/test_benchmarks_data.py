@@ -2,12 +2,15 @@
 
 import re
 
+import pytest
+
 from benchmarks import data
 from benchmarks.sides import Shape
 
 TINY = Shape(vocab_size=300, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=32)
 
 
+@pytest.mark.long
 def test_prints_shares(tmp_path):
     (tmp_path / "a.txt").write_text("some text, and more text\n" * 4000)
     sizes = dict(megabytes=1, vocab_size=270, rounds=1, steps=1, shape=TINY, batch=2, length=16)

@@ -120,6 +120,7 @@ def test_zero_modules_and_nan():
     assert worst(nothing, result(mlp_kernel=[1e-20]))["gradient", "mlp/kernel"] == math.inf
 
 
+@pytest.mark.long
 def test_the_key_bias_of_a_real_model_is_such_a_zero():
     gradients = reference("megatron_bert").gradients
     key = "trunk/layers/attention/key"

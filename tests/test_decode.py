@@ -165,6 +165,7 @@ def test_an_output_goes_on_from_what_it_is_begun_with(mvp):
         inference.generate(FakeLM(), {}, [[1]], decoder_input_ids=[[1]])
 
 
+@pytest.mark.long
 def test_beams_on_a_mesh_are_those_without(mvp):
     model, params = mvp
     config = GenerationConfig(max_new_tokens=6, num_beams=2, eos_token_id=2)

@@ -121,6 +121,7 @@ def test_samples_have_the_models_own_distribution(fields):
     assert value > 20 * cells
 
 
+@pytest.mark.long
 def test_a_sample_depends_on_its_text_and_key_alone():
     """Not on how many tokens are guessed, on the rows beside it, or on where a stream is cut."""
     model, params = small("gptj")
@@ -153,6 +154,7 @@ def test_a_stream_yields_the_samples_of_generate():
     np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), whole.sequences[:, 6:])
 
 
+@pytest.mark.long
 def test_drafts_on_a_mesh_give_the_same_tokens():
     model, params = small("gptj", n_head=4, n_inner=32)
     draft = near(model, params)

@@ -14,6 +14,7 @@ from train import equivalence as entry
 SMALL = ("--set", "vocab_size=67", "--length", "8")
 
 
+@pytest.mark.long
 def test_a_pipeline_agrees(capsys):
     entry.main(
         ["tiny-bloom", "--mesh", "stage=2,data=2", "--schedule", "gpipe", "--microbatches", "2", *SMALL]
@@ -56,6 +57,7 @@ def test_a_planted_difference_is_found_and_named(capsys, planted):
     assert out.endswith("0 of 1 agree with one device\n")
 
 
+@pytest.mark.long
 def test_a_planted_backward_difference_is_named_going_back(capsys, monkeypatch):
     """The forward pass is right; what goes back through the hidden activations of a mesh is not."""
     constrain = mlp.constrain

@@ -39,6 +39,7 @@ def test_cached_logits_equal_uncached(gptj):
     np.testing.assert_allclose(logits, whole[:, -1], atol=2e-6, rtol=0)
 
 
+@pytest.mark.long
 def test_an_encoder_is_read_once(rng):
     model = modelzoo.MvpForConditionalGeneration(zoo.tiny_mvp())
     params = inference.prepare(model, zoo.random_params(model))

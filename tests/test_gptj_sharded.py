@@ -143,6 +143,7 @@ def test_data_and_fsdp_and_tensor():
     assert {"all-gather", "all-reduce"} <= kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
 
 
+@pytest.mark.long
 def test_dropout_does_not_depend_on_the_mesh():
     """Masks are drawn by position in the whole array; a device-local draw would repeat itself or differ."""
     assert abs(float(step_on_one_device(0.2)[0]) - float(step_on_one_device()[0])) > 1e-3

@@ -47,6 +47,7 @@ def step():
     return train.make_train_step(MODEL, OPTIMIZER, module_norms=True, halt_on_nonfinite=True)
 
 
+@pytest.mark.long
 def test_a_finite_step_is_the_plain_step(step):
     plain = train.make_train_step(MODEL, OPTIMIZER)
     batch = next(Source())

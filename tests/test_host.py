@@ -43,4 +43,4 @@ def test_eight_devices_may_all_wait_in_several_collectives(set_them):
     )
     environ = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | set_them
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environ)
-    assert int(found.stdout) > 64
+    assert int(found.stdout) > 48

@@ -126,6 +126,7 @@ def test_a_mesh_gives_the_same_text(capsys, hf, model, params, tokenizer):
     assert body(out) == expected(model, params, tokenizer, PROMPT, 8, repetition_penalty=1.3)
 
 
+@pytest.mark.long
 def test_guesses_give_the_same_text_and_are_counted(capsys, hf, model, params, tokenizer):
     flags = ("--checkpoint", hf, "--prompt", PROMPT, "--max-new-tokens", 24)
     out = call(capsys, *flags, "--draft", hf, "--draft-tokens", 5)

@@ -116,6 +116,7 @@ def test_a_server_from_its_start_to_sigterm(checkpoint):
         client.models.list()
 
 
+@pytest.mark.long
 def test_a_server_on_a_mesh_with_a_cache_in_int8(checkpoint):
     """Its text is that of one device."""
     folder, model, params, tokenizer = checkpoint

@@ -93,6 +93,7 @@ def test_tokens_of_a_cache_in_int8_equal_those_of_generate():
     assert asked[3].cached_tokens > 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("greedy")
 def test_tokens_on_a_mesh_equal_those_of_generate_on_one_device():
     model, params = real("bloom")

@@ -76,7 +76,9 @@ LEFT = np.array([[3, 4, 5, 6, 3, 4], [0, 0, 9, 8, 9, 8]])
     [
         (1, dict()),
         (2, dict(repetition_penalty=1.1, no_repeat_ngram_size=4, output_logprobs=True)),
-        (2, dict(do_sample=True, temperature=0.6, top_k=0, num_return_sequences=2)),
+        pytest.param(
+            2, dict(do_sample=True, temperature=0.6, top_k=0, num_return_sequences=2), marks=pytest.mark.long
+        ),
         (1, dict(max_new_tokens=90)),  # up to the window's end
         pytest.param(2, dict(max_new_tokens=88, eos_token_id=None), marks=pytest.mark.long),
     ],

@@ -42,6 +42,7 @@ def test_nothing_is_replicated_that_can_be_sharded():
     assert first < 1.1 * total / 8  # a tiny model's biases and norms weigh more than a real one's
 
 
+@pytest.mark.long
 def test_the_values_do_not_depend_on_the_mesh():
     one = train.init_state(MODEL, OPTIMIZER, rng=jax.random.key(3))
     for mesh in (mesh_of(tensor=4), mesh_of(data=2, fsdp=4)):

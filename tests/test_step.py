@@ -69,6 +69,7 @@ def test_the_loss_and_gradient_are_those_of_train_loss(whole):
     assert set(metrics) == {"loss", "tokens", "grad_norm"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("axes", "options"),
     [
@@ -143,6 +144,7 @@ def test_dropout_follows_key_and_step_whatever_the_mesh():
     assert run(DROPPING, frozen, steps=1)[1]["loss"] != run(DROPPING, frozen, steps=2)[1]["loss"]
 
 
+@pytest.mark.long
 def test_slices_draw_their_own_dropout():
     # All rows alike: if the slices shared their masks, their losses would be alike too.
     rows = {name: np.repeat(value[:1], 2, 0) for name, value in batch_of(1).items()}
@@ -219,6 +221,7 @@ def test_lowers_without_any_array():
         assert phase in text
 
 
+@pytest.mark.long
 def test_a_loss_of_two_parts():
     model = modelzoo.GPTJForQuestionAnswering(tiny_gptj(**SIZES))
     random = np.random.default_rng(0)

@@ -322,7 +322,9 @@ class Saver:
             self._failed = None
 
     def _forget(self, step: int | None, error: OSError) -> None:
-        """Goes on after a save that failed."""
+        """Goes on after a save that failed, if there is a folder to go on with."""
+        if not self._folder.is_dir():
+            raise error
         self._clean(step)
         self._manager.reload()  # it took the ones before for dropped
         self._failed = error
@@ -344,7 +346,8 @@ class Saver:
 
     def _unfinished(self, step: int | None) -> list[Any]:
         """The folders in which a step is being written."""
-        found = [path for path in self._folder.iterdir() if path.name.partition(".")[0] == str(step)]
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        found = [path for path in there if path.name.partition(".")[0] == str(step)]
         return [path for path in found if "orbax-checkpoint-tmp" in path.name]
 
     def _write_checksums(self) -> None:
@@ -353,10 +356,15 @@ class Saver:
             integrity.write_checksums(folder)
 
     def _set_unfinished_aside(self) -> None:
-        """Renames what looks like a checkpoint but is none: Orbax would not save below its number."""
+        """Renames what looks like a checkpoint but is none: Orbax would not save below its number.
+
+        What was cut off while it was written is removed.
+        """
         if jax.process_index() == 0:
             finished = {str(step) for step in checkpoint.finished_steps(self._folder)}
             for folder in self._folder.iterdir():
+                if "orbax-checkpoint-tmp" in folder.name:
+                    folder.rmtree()
                 if re.fullmatch("[0-9]+", folder.name) and folder.name not in finished:
                     aside = folder.rename(self._folder / f"{folder.name}.unfinished")
                     warnings.warn(
