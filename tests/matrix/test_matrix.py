@@ -35,15 +35,21 @@ LAYERS = {
 """Four stages need four layers."""
 
 
+FEWER = ("tiny-roberta", "tiny-mvp")
+"""RoBERTa has MegatronBERT's blocks, and MVP takes three times as long as any other."""
+OF_FEWER = ("fsdp=8", "tensor=4,sequence", "context=4", "stage=4", *MESHES[-4:])
+
+
 @pytest.mark.parametrize("model", LAYERS)
 def test_every_mesh_is_one_device(model, capsys):
     flags = [model, "--top", "3"]
-    for mesh in MESHES:
+    meshes = OF_FEWER if model in FEWER else MESHES
+    for mesh in meshes:
         flags += ["--mesh", mesh]
     for field in LAYERS[model]:
         flags += ["--set", field]
     equivalence.main(flags)
-    assert f"{len(MESHES)} of {len(MESHES)} agree with one device" in capsys.readouterr().out
+    assert f"{len(meshes)} of {len(meshes)} agree with one device" in capsys.readouterr().out
 
 
 def test_schedules_are_one_device(capsys):
