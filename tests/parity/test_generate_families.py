@@ -62,12 +62,18 @@ def test_beams(family, fields):
 
 GROUPS: list[dict[str, Any]] = [
     dict(),
-    dict(eos_token_id=ENDS),
     dict(eos_token_id=ENDS, length_penalty=2.0, num_return_sequences=6),
-    dict(eos_token_id=ENDS, early_stopping=True, num_return_sequences=2, pad_token_id=7),
+    dict(
+        eos_token_id=ENDS,
+        early_stopping=True,
+        num_return_sequences=2,
+        pad_token_id=7,
+        num_beam_groups=2,
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=2,
+    ),
     dict(eos_token_id=ENDS, early_stopping="never", length_penalty=0.5),
     dict(eos_token_id=ENDS, num_beam_groups=6, diversity_penalty=3.0, num_return_sequences=6),
-    dict(eos_token_id=ENDS, num_beam_groups=2, repetition_penalty=1.3, no_repeat_ngram_size=2),
 ]
 
 
