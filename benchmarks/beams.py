@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.checkpoint import write_random
 from benchmarks.decode import check_tokens
-from benchmarks.sides import Seconds, Shape, alternate, median, ratio
+from benchmarks.sides import Seconds, Shape, against_torch, alternate, median
 
 PAD, END = 1, 2
 
@@ -30,8 +31,6 @@ class Checkpoint:
     """Writes a random MVP of six layers a side as a Hugging Face folder; to be made in a process that ends after."""
 
     def __init__(self, shape: Shape, folder: Path):
-        import jax
-
         import modelzoo
 
         ends: dict[str, Any] = dict(
@@ -49,13 +48,7 @@ class Checkpoint:
             **ends,
         )
         model = modelzoo.MvpForConditionalGeneration(config)
-        rng = np.random.default_rng(0)
-
-        def draw(path: Any, leaf: Any) -> np.ndarray:
-            mean = np.float32("scale" in jax.tree_util.keystr(path))
-            return mean + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32)
-
-        modelzoo.to_hf(model, jax.tree_util.tree_map_with_path(draw, modelzoo.abstract_params(model)), folder)
+        write_random(model, folder, 0.05)
 
 
 class Flaxtron:
@@ -121,10 +114,4 @@ def compare(sides: dict[str, Any], num_beams: int, num_new: int, rounds: int) ->
     times = alternate({name: lambda side=side: turn(side) for name, side in sides.items()}, rounds)
     ours = median(times["flaxtron"])
     lines = [f"MVP, {num_beams} beams, {num_new} tokens: flaxtron {num_new / ours.wall:.1f} tok/s"]
-    if "torch" in times:
-        gain = ratio(times["torch"], times["flaxtron"])
-        lines.append(
-            f"  torch {num_new / median(times['torch']).wall:.1f} tok/s; flaxtron / torch = {gain.wall:.2f} "
-            f"(by processor time {gain.cpu:.2f})"
-        )
-    return lines
+    return lines + against_torch(times, num_new)

@@ -162,3 +162,14 @@ def ratio(slow: list[Seconds], fast: list[Seconds]) -> Seconds:
     walls = [a.wall / b.wall for a, b in zip(slow, fast, strict=True)]
     cpus = [a.cpu / b.cpu if b.cpu else math.nan for a, b in zip(slow, fast, strict=True)]
     return Seconds(statistics.median(walls), statistics.median(cpus))
+
+
+def against_torch(times: Mapping[str, list[Seconds]], num_tokens: int) -> list[str]:
+    """The line on torch, of what each side took for so many tokens; none where it was not measured."""
+    if "torch" not in times:
+        return []
+    gain = ratio(times["torch"], times["flaxtron"])
+    return [
+        f"  torch {num_tokens / median(times['torch']).wall:.1f} tok/s; flaxtron / torch = {gain.wall:.2f}"
+        f" (by processor time {gain.cpu:.2f})"
+    ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sides import Seconds, Shape, alternate, median, ratio
+from benchmarks.sides import Seconds, Shape, against_torch, alternate, median, ratio
 
 RATE = 1e-4
 
@@ -111,12 +111,7 @@ def compare(
 
     ours, flops = median(times["flaxtron"]), num_flops(shape, batch, length)
     lines = [f"train step, {batch} x {length} tokens: flaxtron {batch * length / ours.wall:.1f} tok/s"]
-    if "torch" in times:
-        gain = ratio(times["torch"], times["flaxtron"])
-        lines.append(
-            f"  torch {batch * length / median(times['torch']).wall:.1f} tok/s; flaxtron / torch = {gain.wall:.2f}"
-            f" (by processor time {gain.cpu:.2f})"
-        )
+    lines += against_torch(times, batch * length)
     products = {name: median(times[name]) for name in names}
     best = min(products, key=lambda name: products[name].wall)
     per_flop = ratio(times[best], [Seconds(t.wall / flops, t.cpu / flops) for t in times["flaxtron"]])

@@ -3,25 +3,16 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models
 
 from inference.text import TextStream, encode
+from tests.small_tokenizers import byte_level
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     """Byte-level, trained on ASCII: every other character takes several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["def main(): return the end of the function"] * 3, trainer)
-    return tokenizer
+    return byte_level()
 
 
 def pieces(tokenizer, ids, prompt=(), chunk=1):
