@@ -45,13 +45,18 @@ GPTJ.resid_pdrop = 0.1
 """
 
 
+def write_corpus(folder):
+    """Sixty short documents."""
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i:02}.txt").write_text(f"document {i}: the square of {i} is {i * i}. " * 10)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with a corpus, a config and one finished run of it."""
     home = tmp_path_factory.mktemp("home")
-    (home / "corpus").mkdir()
-    for i in range(60):
-        (home / "corpus" / f"{i:02}.txt").write_text(f"document {i}: the square of {i} is {i * i}. " * 10)
+    write_corpus(home / "corpus")
     (home / "tiny.gin").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)

@@ -10,7 +10,7 @@ import pytest
 import modelzoo
 import train
 from parallel import checkpoint
-from tests.test_train_main import TINY
+from tests.test_train_main import TINY, write_corpus
 from train import __main__ as entry
 from train import integrity, optim, verify
 
@@ -30,9 +30,7 @@ def one_device():
 def home(tmp_path_factory):
     """A folder with a run of 4 steps and a checkpoint at each second one."""
     home = tmp_path_factory.mktemp("home")
-    (home / "corpus").mkdir()
-    for i in range(60):
-        (home / "corpus" / f"{i:02}.txt").write_text(f"document {i}: the square of {i} is {i * i}. " * 10)
+    write_corpus(home / "corpus")
     (home / "tiny.gin").write_text(TINY + ALONE + "train.num_steps = 4\ndata.validation_fraction = 0.0\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)

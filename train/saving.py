@@ -131,7 +131,6 @@ class Saver:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=kept,
-                cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 # A folder that cannot be made is an error at once, not a wait of minutes in the background.
                 async_options=ocp.AsyncOptions(
