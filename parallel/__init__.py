@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import modelzoo.hf
 from parallel.cluster import initialize
-from parallel.host import keep_threads_for_collectives
+from parallel.host import prepare_collectives
 from parallel.mesh import MESH_AXES, make_mesh, parse_mesh
 from parallel.rules import Rules, make_rules, use
 from parallel.shard import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from parallel.checkpoint import latest_checkpoint, restore_params
     from parallel.report import ProgramReport, inspect_program
 
-keep_threads_for_collectives()
+prepare_collectives()
 modelzoo.hf.default_rules = make_rules  # so that from_hf(path, mesh=mesh) needs no rules spelled out
 
 __all__ = [

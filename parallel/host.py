@@ -2,11 +2,15 @@
 
 import ctypes
 import functools
+import importlib.metadata
 import os
 import platform
 import re
 
 _THREADS_PER_DEVICE = 8
+_AT_ONCE = "xla_cpu_enable_concurrency_optimized_scheduler"
+_AT_ONCE_UNKNOWN_FROM = (0, 13)
+"""XLA ends a process over a flag that it no longer has: raise this after a look at the new jaxlib's."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
@@ -28,17 +32,33 @@ def keep_freed_memory() -> bool:
     return all([mallopt(_M_ARENA_MAX, 1), mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
 
 
-def keep_threads_for_collectives() -> None:
-    """Gives XLA's CPU backend threads enough for what simulated devices wait for; before JAX is asked for its devices.
+def prepare_collectives() -> None:
+    """Lets simulated devices meet in their collectives; before JAX is asked for its devices.
 
-    On a CPU a device holds a thread while it waits for the others in a collective, and may wait in several that do not
-    depend on each other. The pool has one thread a core or a device: once all of them wait, the device that the others
-    wait for has none to run on, and XLA ends the process after 40 seconds. Seen with a 1F1B step on eight devices and
-    two cores, once in some hundred steps. XLA reads the size of the pool from NPROC; one that is set stays.
+    A device simulated on a CPU holds a thread while it waits for the others in a collective. Two things go wrong with
+    that, and each ends the process:
+
+    * XLA schedules a program so that what is independent may run at once, collectives too. `shard_map` gives all of
+      them one channel, and devices meet by channel: two at once take each other's participants ("Id can't be larger
+      than the number of participating threads"). Seen in every run of an MVP's 1F1B step under stage, context and
+      tensor, and, as a hang, once in some hundred steps of a GPT-J's. The schedule that saves memory instead keeps
+      them in one order.
+    * The pool has one thread a core or a device. Once all of them wait, the device that the others wait for has none
+      to run on. XLA reads the size of the pool from NPROC.
+
+    What is set in XLA_FLAGS or NPROC stays. Devices that are not simulated are left alone.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
     given = os.environ.get("JAX_NUM_CPU_DEVICES", "0")
-    if forced := re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
+    if forced := re.findall(r"xla_force_host_platform_device_count=(\d+)", flags):
         given = forced[-1]
-    if given.isdecimal() and int(given) > 1:
-        threads = max(_THREADS_PER_DEVICE * int(given), os.cpu_count() or 1)
-        os.environ.setdefault("NPROC", str(threads))
+    if not given.isdecimal() or int(given) < 2:
+        return
+    threads = max(_THREADS_PER_DEVICE * int(given), os.cpu_count() or 1)
+    os.environ.setdefault("NPROC", str(threads))
+    if _AT_ONCE not in flags and _version(importlib.metadata.version("jaxlib")) < _AT_ONCE_UNKNOWN_FROM:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_AT_ONCE}=false".strip()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))

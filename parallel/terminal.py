@@ -12,7 +12,7 @@ import jax
 
 import modelzoo
 from modelzoo import errors
-from parallel.host import keep_threads_for_collectives
+from parallel.host import prepare_collectives
 from parallel.layouts import parse_layout
 from parallel.mesh import make_mesh
 from parallel.rules import Rules, make_rules
@@ -39,7 +39,7 @@ def simulate_devices(count: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _DEVICE_COUNT not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_DEVICE_COUNT}={count}".strip()
-    keep_threads_for_collectives()
+    prepare_collectives()
 
 
 def rules_of(text: str) -> Rules | None:

@@ -17,7 +17,8 @@ assert "jax" not in sys.modules, "a pytest plugin imported jax before tests/conf
 
 # Level 1 compiles in 0.6 of the time of level 3 and computes the same; level 0 rounds differently.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-# What `import parallel` sets, for tests that use devices without it: see parallel.host.keep_threads_for_collectives.
+# What `import parallel` sets, for tests that use devices without it: see parallel.host.prepare_collectives.
+os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["NPROC"] = "64"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"

@@ -121,7 +121,7 @@ def test_a_run_of_two_processes_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     first = train(1)
     assert [first[number][::2] for number in (0, 1)] == [(0, []), (0, [])]
-    assert first[0][1][-4] == "done: step 1"
+    assert "done: step 1" in first[0][1]
     assert first[1][1] == []  # process 0 speaks for all
     monkeypatch.chdir(home)
     model = Experiment(["tiny.gin"]).model
