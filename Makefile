@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test long parity exports table check format bench notebooks hooks clean distclean FORCE
+.PHONY: help quickstart test long parity exports table check format bench plans notebooks hooks clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 | /p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: $(VENV)/.has-dev ## mend what ruff can mend
 bench: $(VENV)/.has-parity ## side by side with transformers, as ratios
 	$(PY) -m benchmarks
 
+plans: $(VENV)/.has-tpu ## compile every shipped plan for its TPU slice (no TPU needed; an hour) and check that it fits
+	JAX_PLATFORMS=cpu $(PY) -m benchmarks.plans
+
 notebooks: $(VENV)/.has-notebooks ## execute every notebook; the results lie in .cache/notebooks
 	@mkdir -p .cache/notebooks
 	$(VENV)/bin/jupyter-execute notebooks/*.ipynb --kernel_name=python3 --timeout=1200 \
@@ -79,6 +82,7 @@ WHOLE := test ! -e $(BUSY) && $(PY) -c 'import pip' 2>/dev/null
 INSTALL_core := .
 INSTALL_dev := '.[dev]'
 INSTALL_notebooks := '.[notebooks]'
+INSTALL_tpu := '.[tpu]'
 # One torch for everybody, the one that the tolerances were measured with.
 INSTALL_parity := '.[dev,parity,eval]' accelerate torch==2.13.0
 
@@ -107,7 +111,7 @@ $(VENV)/.made:
 	mkdir $(VENV) && echo $$$$ > $(BUSY) && $(PYTHON) -m venv $(VENV) && touch $@ && rm $(BUSY)
 
 # A failed download leaves .venv as it was; only an interrupted installation leaves BUSY behind.
-$(VENV)/.has-core $(VENV)/.has-dev $(VENV)/.has-notebooks $(VENV)/.has-parity: $(VENV)/.has-%: pyproject.toml $(VENV)/.made
+$(VENV)/.has-core $(VENV)/.has-dev $(VENV)/.has-notebooks $(VENV)/.has-parity $(VENV)/.has-tpu: $(VENV)/.has-%: pyproject.toml $(VENV)/.made
 	@trap 'exit 130' INT TERM HUP; \
 	echo "installing $(INSTALL_$*) (a minute or two the first time)"; \
 	echo $$$$ > $(BUSY); \

@@ -55,9 +55,6 @@ class Flaxtron:
     """Our side."""
 
     def __init__(self, folder: Path, source: np.ndarray, num_beams: int, num_new: int):
-        from parallel.host import keep_freed_memory
-
-        keep_freed_memory()
         import inference
         import modelzoo
 

@@ -16,9 +16,6 @@ class Flaxtron:
     """Our side."""
 
     def __init__(self, folder: Path, prompt: np.ndarray, num_new: int):
-        from parallel.host import keep_freed_memory
-
-        keep_freed_memory()  # as `python -m inference` does
         import inference
         import modelzoo
 

@@ -48,9 +48,6 @@ class Sides:
     """Both ways in one process, which take turns on one set of weights; each method returns the new tokens."""
 
     def __init__(self, shape: Shape, load: Load):
-        from parallel.host import keep_freed_memory
-
-        keep_freed_memory()
         import jax
 
         import inference

@@ -93,7 +93,7 @@ class Bare:
         """Everything once."""
         from inference.requests import SamplingParams
 
-        params = SamplingParams(max_new_tokens=self._streams.new)
+        params = SamplingParams(max_new_tokens=self._streams.new, logprobs=0)  # as the clients ask
         queues = [list(prompts) for prompts in self._streams.prompts(self._vocab_size)]
         started, moments, owner = time.perf_counter(), {}, {}
 

@@ -14,9 +14,6 @@ class Flaxtron:
     """Our side."""
 
     def __init__(self, folder: Path, ids: np.ndarray):
-        from parallel.host import keep_freed_memory
-
-        keep_freed_memory()  # as `python -m train` does
         import jax
 
         import modelzoo

@@ -2,8 +2,9 @@
 
     python docs/finetuning_data.py runs/finetuning-data
 
-writes classify.jsonl, tag.jsonl, answer.jsonl, summarize.jsonl and their held-out halves (-eval.jsonl), and prints what
-guessing reaches on each: the majority class, no name at all, the most frequent answer, a copy of the text's beginning.
+writes classify.jsonl, tag.jsonl, answer.jsonl, summarize.jsonl and their held-out parts (-eval.jsonl; of a source
+file all rows or none), and prints what guessing reaches on each: the majority class, no name at all, the most frequent
+answer, a copy of the text's beginning.
 """
 
 import ast
@@ -32,36 +33,55 @@ def main(folder: Path) -> None:
         "answer": answer(random.Random(1)),
         "summarize": summarize(random.Random(2)),
     }.items():
-        random.Random(3).shuffle(rows)
-        count = min(len(rows) // 5, 300)
-        for file, part in ((f"{name}-eval.jsonl", rows[:count]), (f"{name}.jsonl", rows[count:])):
+        held_out, kept = split(rows)
+        for file, part in ((f"{name}-eval.jsonl", held_out), (f"{name}.jsonl", kept)):
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             (folder / file).write_text("".join(lines), encoding="utf-8")
-        print(
-            f"{name}: {len(rows) - count} to train on, {count} held out; {baseline(name, rows[:count], rows[count:])}"
-        )
+        print(f"{name}: {len(kept)} to train on, {len(held_out)} held out; {baseline(name, held_out, kept)}")
 
 
-def sources(*packages: str) -> list[tuple[str, str]]:
-    """(package, source) of the library's files; the tests of packages left out."""
+def split(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(300 held out, to train on), both shuffled; rows from one file ("file") never part."""
+    random.Random(3).shuffle(rows)
+    files = [row.pop("file", str(i)) for i, row in enumerate(rows)]
+    order = sorted(set(files))
+    random.Random(6).shuffle(order)
+    chosen, left = set(), len(rows) // 5
+    for file in order:
+        if left <= 0:
+            break
+        chosen.add(file)
+        left -= files.count(file)
+    held_out = [row for row, file in zip(rows, files, strict=True) if file in chosen]
+    return held_out[:300], [row for row, file in zip(rows, files, strict=True) if file not in chosen]
+
+
+def sources(*packages: str) -> list[tuple[str, str, str]]:
+    """(package, name, source) of the library's files; the tests of packages left out."""
     library = Path(sysconfig.get_path("stdlib"))
     found = []
     for package in packages:
         for file in sorted((library / package).rglob("*.py")):
             if "test" not in file.parts:
-                found.append((package, file.read_text(encoding="utf-8", errors="ignore")))
+                found.append(
+                    (
+                        package,
+                        str(file.relative_to(library)),
+                        file.read_text(encoding="utf-8", errors="ignore"),
+                    )
+                )
     return found
 
 
 def classify() -> list[dict]:
     """Which package a piece of source code is from."""
     rows = []
-    for package, text in sources(*PACKAGES):
+    for package, file, text in sources(*PACKAGES):
         lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 20]
         for start in range(0, len(lines) - 3, 4):
             piece = " ".join(lines[start : start + 4])
             if not any(name in piece for name in PACKAGES):  # which would give it away
-                rows.append({"text": piece[:400], "label": package})
+                rows.append({"text": piece[:400], "label": package, "file": file})
     by_class = collections.defaultdict(list)
     for row in rows:
         by_class[row["label"]].append(row)
@@ -75,13 +95,13 @@ def classify() -> list[dict]:
 def tag() -> list[dict]:
     """Names in a line of Python: what is called, what is defined, attributes, modules that are imported."""
     rows, seen = [], set()
-    for _, text in sources(*PACKAGES):
+    for _, file, text in sources(*PACKAGES):
         for line in text.splitlines():
             words = _words(line.strip())
             if not 5 <= len(words) <= 24 or tuple(words) in seen:
                 continue
             seen.add(tuple(words))
-            rows.append({"tokens": words, "tags": _tags(words)})
+            rows.append({"tokens": words, "tags": _tags(words), "file": file})
     return random.Random(5).sample(rows, 6000)
 
 
@@ -174,8 +194,7 @@ def summarize(source: random.Random) -> list[dict]:
 def baseline(name: str, held_out: list[dict], train: list[dict]) -> str:
     """What guessing reaches."""
     if name == "classify":
-        common = collections.Counter(row["label"] for row in train).most_common(1)[0][0]
-        share = sum(row["label"] == common for row in held_out) / len(held_out)
+        share = max(collections.Counter(row["label"] for row in held_out).values()) / len(held_out)
         return f"accuracy of the most frequent class {share:.3f}"
     if name == "tag":
         tags = [tag for row in held_out for tag in row["tags"]]

@@ -143,7 +143,7 @@ def plan_load(
     reads, holds, passing = ([0] * (max(host_of) + 1) for _ in range(3))
     device_bytes = [0] * len(host_of)
     for path_, spec in shapes.items():
-        stacked = names[path_][0] == quantizing.LAYERS_AXIS
+        stacked = names[path_][0] == quantizing.LAYERS
         axes, shape = names[path_][stacked:], spec.shape[stacked:]
         count = spec.shape[0] if stacked else 1
         copies = 2 if path_ == copied else 1

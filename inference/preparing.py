@@ -12,6 +12,7 @@ import modelzoo
 import parallel
 from modelzoo import heads, quantizing
 from modelzoo.layers.quantized import Quantized, is_quantized
+from parallel.host import keep_freed_memory
 
 
 def prepare(
@@ -38,6 +39,8 @@ def prepare(
         ValueError: the tree is not the model's, or the mesh does not divide it; an unknown `quantize`.
     """
     quantizing.check_kind(quantize)
+    if jax.default_backend() == "cpu":  # the temporaries of every step would be mapped anew
+        keep_freed_memory()
     copy, params = _take_head_copy(model, params)
     if rules is not None:
         params = _shard(params, model, rules)

@@ -19,6 +19,8 @@ import tyro
 
 from inference.__main__ import user_errors
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that runs Python lets another one on."""
 EXAMPLES = """\
 Serves a trained or downloaded language model over HTTP, as OpenAI's API for completions.
 
@@ -175,6 +177,8 @@ def run(flags: Flags) -> None:
         )
         # uvicorn sends itself the signal again once it has drained, and this is the end that was asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
+        # The engine's thread, which needs microseconds between two steps, else waits for up to 5 ms of other Python.
+        sys.setswitchinterval(SWITCH_INTERVAL)
         listening.listen(config.backlog)  # who reads the next line may connect
         address = listening.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]

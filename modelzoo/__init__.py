@@ -36,7 +36,16 @@ from modelzoo.megatron_bert.model import (
     MegatronBertForTokenClassification,
     MegatronBertModel,
 )
-from modelzoo.model import Model, abstract_params, input_names, logical_axes, num_params, trainable
+from modelzoo.model import (
+    Model,
+    abstract_params,
+    input_names,
+    logical_axes,
+    num_params,
+    trainable,
+    tuned,
+    untuned,
+)
 from modelzoo.mvp.config import MvpConfig
 from modelzoo.mvp.model import (
     MvpForCausalLM,
@@ -56,6 +65,7 @@ from modelzoo.roberta.model import (
     RobertaForTokenClassification,
     RobertaModel,
 )
+from modelzoo.tuning import Lora, Tuning
 
 __all__ = [
     "BloomConfig",
@@ -70,6 +80,7 @@ __all__ = [
     "GPTJForQuestionAnswering",
     "GPTJForSequenceClassification",
     "GPTJModel",
+    "Lora",
     "MegatronBertConfig",
     "MegatronBertForCausalLM",
     "MegatronBertForMaskedLM",
@@ -95,6 +106,7 @@ __all__ = [
     "RobertaForSequenceClassification",
     "RobertaForTokenClassification",
     "RobertaModel",
+    "Tuning",
     "abstract_params",
     "from_hf",
     "get_config",
@@ -107,5 +119,7 @@ __all__ = [
     "stack_layers",
     "to_hf",
     "trainable",
+    "tuned",
     "unstack_layers",
+    "untuned",
 ]

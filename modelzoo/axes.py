@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec
 PARAMETER_AXES = ("layers", "vocab", "embed", "heads", "kv", "head_dim", "mlp")
 ACTIVATION_AXES = ("act_batch", "act_length", "act_stream", "act_embed", "act_heads", "act_mlp", "act_vocab")
 
+LAYERS = "layers"
+"""The leading axis of what is stacked."""
 
 LENGTH_AXES = ("act_length", "act_stream")
 """Axes whose size is the user's to choose, call by call: one that does not divide is refused, not padded in silence."""
@@ -95,3 +97,15 @@ def gather_parameter(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Arra
         axes: its logical names.
     """
     return constrain(value, *(COMPUTE_AXES.get(name or "") for name in axes))
+
+
+def num_inputs(axes: tuple[str | None, ...]) -> int:
+    """How many dimensions of one layer's kernel are its inputs.
+
+    A kernel reads the model's width or makes it: where its first dimension is "embed" that is what it reads, and
+    otherwise it reads all but the last.
+
+    Args:
+        axes: its logical names, without the layers'.
+    """
+    return 1 if axes[0] == "embed" else len(axes) - 1

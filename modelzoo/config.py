@@ -28,6 +28,9 @@ class ModelConfig:
     absent_when_none: ClassVar[tuple[str, ...]] = ("problem_type",)
     """Fields that transformers does not write into a config.json unless they are set."""
 
+    additions: ClassVar[tuple[str, ...]] = ()
+    """Fields that, set, add parameters which training can make new to a checkpoint without them."""
+
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None

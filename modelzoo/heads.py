@@ -10,7 +10,15 @@ import numpy as np
 
 from modelzoo.axes import constrain
 from modelzoo.layers.embed import mask_padded_vocab
-from modelzoo.layers.linear import Initializer, Linear, add_bias, dropout_layer, parameter, product
+from modelzoo.layers.linear import (
+    Initializer,
+    Linear,
+    add_adapter,
+    add_bias,
+    dropout_layer,
+    parameter,
+    product,
+)
 from modelzoo.layers.mlp import get_activation
 from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.quantized import is_quantized
@@ -63,7 +71,9 @@ class LMHead(nn.Module):
         else:
             shape, axes = (self.features, self.vocab_size), ("embed", "vocab")
             kernel_DV = parameter(self, "kernel", self.kernel_init, shape, axes, self.param_dtype, self.dtype)
-        logits = product(x_BTD.astype(self.dtype), kernel_DV, 1)
+        x_BTD = x_BTD.astype(self.dtype)
+        sizes = (self.features,), (self.vocab_size,), ("embed", "vocab")
+        logits = add_adapter(self, x_BTD, product(x_BTD, kernel_DV, 1), *sizes)
         if self.use_bias:
             zeros, shape = nn.initializers.zeros, (self.vocab_size,)
             logits = add_bias(

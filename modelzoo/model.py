@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from modelzoo import tuning as tunings
+from modelzoo import weights as tables
 from modelzoo.layers.cache import Cache, init_cache
 
 
@@ -34,6 +36,7 @@ class Model(nn.Module):
         remat: what the backward pass recomputes: "none", or a key of `layers.stack.REMAT_POLICIES`.
         scan_layers: run stacked layers as one scan; False unrolls them (the same numbers, a longer compile).
         cache_dtype: dtype of the cache of incremental decoding; None is `dtype`, and jnp.int8 half of bfloat16's bytes.
+        tuning: which parameters train, and which adapters there are (`tuned`); None is the class's own choice.
     """
 
     config: Any
@@ -42,6 +45,7 @@ class Model(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     cache_dtype: Any = None
+    tuning: tunings.Tuning | None = None
 
     task: ClassVar[str] = "base"
     """What `train.loss` computes from the outputs."""
@@ -81,11 +85,22 @@ class Model(nn.Module):
 
 @functools.lru_cache(maxsize=64)
 def _abstract_init(model: Any) -> Any:
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     # Shapes do not depend on a mesh that may be in force around the caller, and this one row divides over none.
     with nn.logical_axis_rules(()):
-        return jax.eval_shape(lambda rng, ids: model.init(rng, input_ids=ids), rng, ids)["params"]
+        return jax.eval_shape(lambda rng: new_params(model, rng), rng)
+
+
+def new_params(model: Model, rng: jax.Array) -> Any:
+    """New parameters, adapters included, in boxes that name their axes. To be traced, with no mesh's rules in force.
+
+    Args:
+        model: any model of the zoo.
+        rng: PRNG key.
+    """
+    params = model.init(rng, input_ids=jnp.zeros((1, 1), jnp.int32))["params"]
+    lora = model.tuning.lora if model.tuning is not None else None
+    return params if lora is None else tunings.with_adapters(params, lora, rng)
 
 
 def abstract_params(model: Model) -> Any:
@@ -124,9 +139,55 @@ def trainable(model: Model) -> Any:
     """Which parameters training changes: the canonical tree with a bool at each leaf."""
 
     def trains(path: Any, _: Any) -> bool:
-        return not model.is_frozen(tuple(key.key for key in path))
+        names = tuple(key.key for key in path)
+        tuning = model.tuning
+        return not model.is_frozen(names) and (tuning is None or tuning.trains(names, _in_head(model, names)))
 
     return jax.tree_util.tree_map_with_path(trains, abstract_params(model))
+
+
+LM_TASKS = frozenset({"causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm"})
+"""Tasks with an LM head."""
+
+
+def _in_head(model: Model, path: tables.Path) -> bool:
+    """Whether a parameter is of a head that is no language model's; a pooler belongs to the head that reads it."""
+    if model.task == "base" or model.task in LM_TASKS:
+        return False
+    return path[0] != tables.TRUNK or path[1] == "pooler"
+
+
+def tuned(model: Any, tuning: tunings.Tuning) -> Any:
+    """A model of which other parameters train, and which may have adapters.
+
+    Args:
+        model: any model of the zoo.
+        tuning: the settings.
+
+    Raises:
+        ValueError: they do not fit the model, or nothing is left to train.
+    """
+    plain = untuned(model)
+    tunings.check(tuning, tables.flatten(abstract_params(plain)), tables.flatten(logical_axes(plain)))
+    model = plain.clone(tuning=tuning)
+    if not any(jax.tree.leaves(trainable(model))):
+        raise ValueError(f"Tuning.freeze = {tuning.freeze!r}: nothing is left to train")
+    return model
+
+
+def untuned(model: Any) -> Any:
+    """The model without adapters, of which its class says what trains."""
+    return model if model.tuning is None else model.clone(tuning=None)
+
+
+def describe_tuning(model: Model) -> str | None:
+    """A line on what trains of a model with a tuning of its own, else None."""
+    if model.tuning is None:
+        return None
+    shapes, trains = (tables.flatten(tree) for tree in (abstract_params(model), trainable(model)))
+    trained = sum(shapes[path].size for path in shapes if trains[path])
+    scales = [shapes[path] for path in shapes if tunings.is_adapter(path) and path[-1] == "scale"]
+    return tunings.describe(model.tuning, trained, num_params(model), sum(scale.size for scale in scales))
 
 
 def num_params(model: Model) -> int:

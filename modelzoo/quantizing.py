@@ -13,15 +13,14 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from modelzoo import weights as tables
+from modelzoo.axes import LAYERS, num_inputs
 from modelzoo.layers.quantized import Quantized, is_quantized, quantize
 from modelzoo.layers.stack import is_unstacked
-from modelzoo.model import Model, logical_axes
+from modelzoo.model import LM_TASKS, Model, logical_axes
 from modelzoo.placing import mesh_of
 
 KINDS = ("int8",)
-LM_TASKS = frozenset({"causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm"})
-"""Tasks with an LM head."""
-STACK, HEAD, LAYERS_AXIS = "layers", "lm_head", "layers"
+STACK, HEAD = "layers", "lm_head"
 
 
 def check_kind(kind: str | None) -> None:
@@ -37,15 +36,14 @@ def check_kind(kind: str | None) -> None:
 def shared_dims(model: Model) -> dict[tables.Path, tuple[int, ...]]:
     """The parameters that become int8, each with the dimensions (of one layer) that share a scale.
 
-    Those are a kernel's inputs. A kernel reads the model's width or makes it: where its first dimension is "embed" that
-    is what it reads, and otherwise it reads all but the last.
+    Those are a kernel's inputs.
     """
     found: dict[tables.Path, tuple[int, ...]] = {}
     table = tied_table(model)
     for path, axes in tables.flatten(logical_axes(model)).items():
-        names = axes[1:] if axes[0] == LAYERS_AXIS else axes
+        names = axes[1:] if axes[0] == LAYERS else axes
         if path[-1] == "kernel" and (STACK in path or path[0] == HEAD):
-            found[path] = (0,) if names[0] == "embed" else tuple(range(len(names) - 1))
+            found[path] = tuple(range(num_inputs(names)))
         elif path == table:
             found[path] = (1,)
     return found

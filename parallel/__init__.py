@@ -18,6 +18,7 @@ from parallel.rules import Rules, make_rules, use
 from parallel.shard import (
     abstract_sharded_params,
     batch_sharding,
+    fill_params,
     init_params,
     param_shardings,
     shard_params,
@@ -37,6 +38,7 @@ __all__ = [
     "Rules",
     "abstract_sharded_params",
     "batch_sharding",
+    "fill_params",
     "init_params",
     "initialize",
     "inspect_program",

@@ -7,14 +7,17 @@ devices' slices.
 A run's folder has checkpoints/STEP/, and each step's folder
 
     params/        the canonical parameters
+    ema/           by name, the moving average of those that were trained, if the run kept one
     ...            what else the writer keeps (`train.saving`)
-    config.json    and other texts: config.gin, tokenizer.json
+    config.json    and other texts: config.gin, tokenizer.json; lora.json where the parameters have adapters
 
 `latest_checkpoint` and `restore_params` are all that inference needs of it.
 """
 
 import contextlib
+import dataclasses
 import functools
+import json
 import logging
 import os
 import re
@@ -23,18 +26,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import modelzoo
+from modelzoo import tuning
 from parallel.rules import Rules
 from parallel.shard import abstract_sharded_params
 
 PARAMS = "params"
 """The folder of a checkpoint that holds the parameters."""
 
+AVERAGE = "ema"
+"""The folder of a checkpoint that holds the moving average of the parameters that train, by name, if there is one."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
+
+CONFIG, ADAPTERS = "config.json", "lora.json"
+"""Beside the arrays of a checkpoint: the model's config, and what adapters it has, if any."""
 
 _CHUNK_BYTES = 2**26  # pieces that a file is cut into: a reader of one shard need not read the whole array
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
@@ -77,15 +88,20 @@ def finished_steps(checkpoints: str | os.PathLike[str]) -> list[int]:
 
 
 def restore_params(
-    path: str | os.PathLike[str], model: modelzoo.Model, rules: Rules | None = None, dtype: Any = None
+    path: str | os.PathLike[str],
+    model: modelzoo.Model,
+    rules: Rules | None = None,
+    dtype: Any = None,
+    average: bool = True,
 ) -> Any:
-    """Reads a checkpoint's parameters, each device its own slices.
+    """Reads a checkpoint's parameters, each device its own slices; adapters come merged into their kernels.
 
     Args:
         path: a checkpoint, or a run's folder: its newest one.
-        model: the model that they belong to.
+        model: the model that they belong to, without its tuning.
         rules: where they are to lie; None is the default device.
         dtype: to convert them to; None is the model's param_dtype.
+        average: where the run kept a moving average of what it trained, take that.
 
     Returns:
         The canonical parameter tree, vocabularies padded to what the mesh divides.
@@ -94,11 +110,96 @@ def restore_params(
         OSError: there is no checkpoint.
         ValueError: it is of another architecture or shape; names what differs.
     """
+    dtype = model.param_dtype if dtype is None else dtype
+    return tuning.merge(restore_adapted(path, model, rules, dtype, average)[1], dtype)
+
+
+def restore_adapted(
+    path: str | os.PathLike[str],
+    model: modelzoo.Model,
+    rules: Rules | None = None,
+    dtype: Any = None,
+    average: bool = True,
+) -> tuple[Any, Any]:
+    """As `restore_params`, with adapters beside their kernels.
+
+    Returns:
+        (the model with the adapters that the checkpoint has, the parameters; adapters and their kernels in float32).
+    """
+    folder = latest_checkpoint(path)
+    model, dtype = with_saved_adapters(folder, model), model.param_dtype if dtype is None else dtype
     target = abstract_sharded_params(model, rules)
-    if dtype is not None:
-        target = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), target)
     shapes = jax.tree.map(lambda t: t.shape, modelzoo.abstract_params(model))
-    return restore_tree(latest_checkpoint(path) / PARAMS, target, shapes, type(model).__name__)
+    # What is merged is rounded once, from what the file says.
+    kept = tuning.adapted(shapes)
+    target = jax.tree.map(
+        lambda leaf, exact: leaf.update(dtype=jnp.float32 if exact else dtype), target, kept
+    )
+    params = restore_tree(folder / PARAMS, target, shapes, type(model).__name__)
+    if average and (folder / AVERAGE).is_dir():
+        params = _with_average(folder / AVERAGE, params, target, shapes, type(model).__name__)
+    return model, params
+
+
+def _with_average(folder: epath.Path, params: Any, target: Any, shapes: Any, what: str) -> Any:
+    """The parameters, those that have an average replaced by it."""
+    stored = stored_names(folder)
+
+    def chosen(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))
+        named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+        return {name: leaf for name, leaf in named.items() if name in stored}
+
+    found = restore_tree(folder, chosen(target), chosen(shapes), f"the average of {what}")
+
+    def choose(path: Any, leaf: Any) -> Any:
+        return found.get(jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+
+    return jax.tree.map_with_path(choose, params)
+
+
+def stored_names(folder: str | os.PathLike[str]) -> set[str]:
+    """The names in a folder that `save_args` wrote from a flat dict.
+
+    Raises:
+        OSError: there is no such folder, or it is damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    silence()
+    folder = as_path(folder)
+    if not folder.is_dir():
+        raise OSError(f"no checkpoint at {str(folder)!r}")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _damage(folder):
+        return set(reader.metadata(folder).item_metadata.tree)
+
+
+def texts_of(model: modelzoo.Model) -> dict[str, str]:
+    """What lies beside the arrays of a checkpoint to say what model it is of: {file: contents}."""
+    texts = {CONFIG: model.config.to_hf() | {"architectures": [type(model).__name__]}}
+    if model.tuning is not None and model.tuning.lora is not None:
+        texts[ADAPTERS] = dataclasses.asdict(model.tuning.lora)
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in texts.items()}
+
+
+def with_saved_adapters(folder: Any, model: Any) -> Any:
+    """The model with the adapters that a checkpoint of it has.
+
+    Args:
+        folder: of the checkpoint.
+        model: its own tuning is left out.
+
+    Raises:
+        ValueError: the file that describes them is damaged.
+    """
+    file, model = folder / ADAPTERS, modelzoo.untuned(model)
+    if not file.exists():
+        return model
+    try:
+        lora = modelzoo.Lora(**json.loads(file.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    return modelzoo.tuned(model, modelzoo.Tuning(lora=lora))
 
 
 def save_args(tree: Any, shapes: Any) -> Any:

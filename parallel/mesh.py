@@ -1,7 +1,7 @@
 """Building and checking a device mesh. Mesh axes are spelled here, in `rules.py` and in configs/, nowhere else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,23 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     if not devices:
         raise ValueError("a mesh needs devices, but devices= is empty")
+    sizes = mesh_sizes(sizes, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The sizes of a mesh's axes, checked and without a -1.
+
+    Args:
+        sizes: of all axes; one may be -1.
+        count: devices.
+
+    Raises:
+        ValueError: as `make_mesh`.
+    """
+    sizes = dict(sizes)
     free = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():
         if size < 1 and size != -1:
@@ -51,24 +68,18 @@ def make_mesh(
         raise ValueError(f"mesh axes {' and '.join(free)} are both -1: at most one axis may take the rest")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
-        if len(devices) % fixed:
+        if count % fixed:
             raise ValueError(
-                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {len(devices)} devices; the "
-                f"nearest mesh that works is {_nearest(sizes | {free[0]: 1}, len(devices))}"
+                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {count} devices; the "
+                f"nearest mesh that works is {_nearest(sizes | {free[0]: 1}, count)}"
             )
-        sizes[free[0]] = len(devices) // fixed
-    elif fixed != len(devices):
-        hint = (
-            f"the nearest mesh that works is {_nearest(sizes, len(devices))}, or pass devices= to use fewer"
-        )
-        if fixed > len(devices):
+        sizes[free[0]] = count // fixed
+    elif fixed != count:
+        hint = f"the nearest mesh that works is {_nearest(sizes, count)}, or pass devices= to use fewer"
+        if fixed > count:
             hint += "; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
-        raise ValueError(
-            f"mesh {_describe(sizes)} needs {fixed} devices, but there are {len(devices)}: {hint}"
-        )
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+        raise ValueError(f"mesh {_describe(sizes)} needs {fixed} devices, but there are {count}: {hint}")
+    return sizes
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 import modelzoo
+from modelzoo import weights as tables
+from modelzoo.model import new_params
 from parallel.rules import Rules
 
 
@@ -51,6 +53,11 @@ def abstract_sharded_params(model: modelzoo.Model, rules: Rules | None) -> Any:
     return jax.tree_util.tree_map_with_path(place, abstract, modelzoo.logical_axes(model))
 
 
+def abstract_unstacked_params(model: modelzoo.Model, rules: Rules | None) -> Any:
+    """As `abstract_sharded_params`, with `layers` as a tuple of one tree a layer, as decoding takes them."""
+    return _unstack_targets(abstract_sharded_params(model, rules))
+
+
 def init_params(model: modelzoo.Model, rng: jax.Array, rules: Rules | None = None) -> Any:
     """Initialises parameters where they will lie: no device ever holds more than its shards.
 
@@ -70,13 +77,41 @@ def init_params(model: modelzoo.Model, rng: jax.Array, rules: Rules | None = Non
     target = abstract_sharded_params(model, rules)
 
     def init(rng: jax.Array) -> Any:
-        variables = model.init(rng, input_ids=jnp.zeros((1, 1), jnp.int32))
-        return jax.tree.map(lambda a, t: _pad(a, t.shape), nn.meta.unbox(variables["params"]), target)
+        params = nn.meta.unbox(new_params(model, rng))
+        return jax.tree.map(lambda a, t: _pad(a, t.shape), params, target)
 
     shardings = None if rules is None else jax.tree.map(lambda t: t.sharding, target)
     # The one row that the shapes are traced with divides over no mesh that may be in force around the caller.
     with nn.logical_axis_rules(()):
         return jax.jit(init, out_shardings=shardings)(rng)
+
+
+def fill_params(params: Any, model: modelzoo.Model, rng: jax.Array, rules: Rules | None = None) -> Any:
+    """Parameters completed by new ones of what they lack, such as a head or adapters, where these will lie.
+
+    Args:
+        params: a part of the canonical tree; its arrays come back.
+        model: the model of the whole.
+        rng: PRNG key: what is new is what `init_params` would make it.
+        rules: None makes it on the default device.
+
+    Raises:
+        ValueError: as `param_shardings`.
+    """
+    known = tables.flatten(params)
+    target = tables.flatten(abstract_sharded_params(model, rules))
+    lacking = {path: leaf for path, leaf in target.items() if path not in known}
+    if not lacking:
+        return params
+
+    def init(rng: jax.Array) -> Any:
+        made = tables.flatten(nn.meta.unbox(new_params(model, rng)))
+        return {path: _pad(made[path], leaf.shape) for path, leaf in lacking.items()}
+
+    shardings = None if rules is None else {path: leaf.sharding for path, leaf in lacking.items()}
+    with nn.logical_axis_rules(()):
+        made = jax.jit(init, out_shardings=shardings)(rng)
+    return tables.unflatten({path: known.get(path, made.get(path)) for path in target})
 
 
 def shard_params(params: Any, model: modelzoo.Model, rules: Rules) -> Any:

@@ -37,6 +37,7 @@ ENTRY_POINTS = {
     "parallel/explain.py",
     "parallel/schedule_picture.py",
     "train/equivalence.py",
+    "train/export.py",
     "train/plan.py",
     "train/sweep.py",
     "train/verify.py",
@@ -47,6 +48,8 @@ ENTRY_PARTS = {
     "train/cli.py",
     "train/experiment.py",
     "train/gin_files.py",
+    "train/planning.py",
+    "train/searching.py",
     "train/work.py",
 }
 COMMAND_LINE = {

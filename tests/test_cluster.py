@@ -36,7 +36,7 @@ def free_port():
 def processes(commands, count=None, devices=2, cwd=ROOT):
     """Starts {process id: arguments of python} as one cluster of `count`, found by the environment."""
     address, started = f"127.0.0.1:{free_port()}", {}
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     try:
         for number, command in commands.items():
             surroundings = os.environ | {

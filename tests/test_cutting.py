@@ -10,7 +10,7 @@ import pytest
 import modelzoo
 from modelzoo.layers import stack
 from parallel.cutting import take_apart
-from tests.zoo import assert_close, random_params
+from tests.zoo import assert_close, random_params, vector_jit
 
 KEY = jax.random.key(1)
 IDS = np.random.default_rng(0).integers(4, 67, (2, 8)).astype(np.int32)
@@ -37,7 +37,7 @@ def test_joints_and_stacks_are_the_pass(model):
     params, forward = random_params(model, scale=0.1), forward_of(model)
     pieces = take_apart(forward, params, BATCH, KEY)
 
-    @jax.jit
+    @vector_jit
     def by_pieces(params):
         rest, before = pieces.without_layers(params), None
         for i, (cut, layers) in enumerate(zip(pieces.cuts, pieces.layers(params), strict=True)):
@@ -52,7 +52,7 @@ def test_joints_and_stacks_are_the_pass(model):
             before = carried[0]
         return pieces.joint(len(pieces.cuts), rest, BATCH, KEY, before)
 
-    assert_close(by_pieces(params), jax.jit(forward)(params, BATCH, KEY), 1e-5)
+    assert_close(by_pieces(params), vector_jit(forward)(params, BATCH, KEY), 1e-5)
 
 
 def test_parameters_are_parted_and_joined():

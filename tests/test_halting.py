@@ -49,10 +49,13 @@ def step():
 
 @pytest.mark.long
 def test_a_finite_step_is_the_plain_step(step):
-    plain = train.make_train_step(MODEL, OPTIMIZER)
-    batch = next(Source())
-    ours, metrics = step(train.init_state(MODEL, OPTIMIZER), batch)
-    theirs, _ = plain(train.init_state(MODEL, OPTIMIZER), batch)
+    def taken(step):
+        # At level 0, the suite's, XLA rounds the same sums of two programs in two ways.
+        state, batch = train.init_state(MODEL, OPTIMIZER), next(Source())
+        return step.lower(state, batch).compile({"xla_backend_optimization_level": 1})(state, batch)
+
+    ours, metrics = taken(step)
+    theirs, _ = taken(train.make_train_step(MODEL, OPTIMIZER))
     assert_equal(ours.params, theirs.params)
     assert int(ours.step) == 1
     parts = {name.partition("/")[2]: float(value) for name, value in metrics.items() if "/" in name}

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import modelzoo
-import parallel
 import train
 from tests.zoo import tiny_gptj
 from train import losses
@@ -36,102 +34,6 @@ def reference(logits, labels):
     highest = logits.max(-1, keepdims=True)
     lse = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
     return lse - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("num_classes", [1, 5, 64, 211])
-def test_cross_entropy_and_its_gradient(num_classes, dtype):
-    logits = logits_of(3, 4, num_classes, dtype=dtype)
-    labels = np.random.default_rng(1).integers(0, num_classes, (3, 4)).astype(np.int32)
-    weights = logits_of(3, 4, seed=2)
-
-    def weighted(logits):
-        return (losses.cross_entropy(logits, jnp.asarray(labels)) * weights).sum()
-
-    value = jax.jit(losses.cross_entropy)(logits, jnp.asarray(labels))
-    assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, reference(logits, labels), rtol=2e-6, atol=2e-6)
-
-    gradient = jax.jit(jax.grad(weighted))(logits)
-    assert gradient.dtype == dtype
-    exact = np.asarray(logits, np.float64)
-    exact = np.exp(
-        exact - reference(exact, labels)[..., None] - np.take_along_axis(exact, labels[..., None], -1)
-    )
-    exact = (exact - np.eye(num_classes)[labels]) * np.asarray(weights, np.float64)[..., None]
-    tolerance = 3e-6 if dtype == jnp.float32 else 2e-2
-    np.testing.assert_allclose(np.asarray(gradient, np.float64), exact, atol=tolerance)
-
-
-def test_logsumexp_and_pick_has_two_gradients():
-    # z-loss and label smoothing are made of these, so each result has its own cotangent.
-    logits, labels = logits_of(2, 7), jnp.asarray([3, 6])
-
-    def by_hand(logits):
-        return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
-
-    def scalar(function):
-        return jax.grad(
-            lambda x: (lambda lse, picked: (jnp.square(lse) - 3 * jnp.sin(picked)).sum())(*function(x))
-        )
-
-    got = scalar(lambda x: losses.logsumexp_and_pick(x, labels))(logits)
-    np.testing.assert_allclose(got, scalar(by_hand)(logits), atol=2e-6)
-
-
-def test_padded_columns_have_no_share():
-    logits, labels = logits_of(2, 3, 10), jnp.zeros((2, 3), jnp.int32)
-    padded = jnp.concatenate([logits, jnp.full((2, 3, 6), -jnp.inf)], -1)
-    both = jax.value_and_grad(lambda x: losses.cross_entropy(x, labels).sum())
-    (value, gradient), (want, want_gradient) = both(padded), both(logits)
-    assert value == pytest.approx(float(want), rel=1e-6)
-    np.testing.assert_array_equal(gradient[..., 10:], 0)
-    np.testing.assert_allclose(gradient[..., :10], want_gradient, atol=1e-7)
-
-
-def test_large_logits_do_not_overflow():
-    logits = jnp.asarray([[1e30, -1e30, 0.0]])
-    assert losses.cross_entropy(logits, jnp.asarray([0])) == 0
-    assert np.all(np.isfinite(jax.grad(lambda x: losses.cross_entropy(x, jnp.asarray([1])).sum())(logits)))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_no_copy_of_the_logits(dtype):
-    logits, labels = jax.ShapeDtypeStruct((2, 64, 4096), dtype), jax.ShapeDtypeStruct((2, 64), jnp.int32)
-
-    def temporary(function):
-        compiled = jax.jit(function).lower(logits, labels).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    def total(logits, labels):
-        return losses.cross_entropy(logits, labels).sum()
-
-    one_copy = 2 * 64 * 4096 * 2  # bytes, in bf16: the smallest copy there could be
-    assert temporary(total) < one_copy / 4
-    assert temporary(jax.grad(total)) < one_copy / 4  # the gradient itself is the result
-
-
-def test_a_sharded_vocabulary_is_not_gathered():
-    mesh = parallel.make_mesh(data=2, tensor=4)
-    rules = parallel.make_rules(mesh)
-    logits, labels = (
-        logits_of(4, 6, 64),
-        jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 6)), jnp.int32),
-    )
-
-    def total(logits, labels):
-        return losses.cross_entropy(logits, labels).sum()
-
-    both = jax.value_and_grad(total)
-    want, want_gradient = jax.jit(both)(logits, labels)
-    sharded = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
-    with parallel.use(rules):
-        compiled = jax.jit(both).lower(sharded, labels).compile()
-        value, gradient = compiled(sharded, jax.device_put(labels, compiled.input_shardings[0][1]))
-    assert "all-reduce" in compiled.as_text()
-    assert "all-gather" not in compiled.as_text()
-    assert value == pytest.approx(float(want), rel=1e-6)
-    np.testing.assert_allclose(gradient, want_gradient, atol=1e-6)
 
 
 def test_causal_labels_are_shifted_and_minus_100_is_ignored():
@@ -306,3 +208,55 @@ def test_every_class_of_the_zoo_has_a_loss_but_the_bare_trunks():
     classes = [cls for family in modelzoo.registry.FAMILIES.values() for cls in family.classes]
     assert all((cls.task in losses.OBJECTIVES) != cls.__name__.endswith("Model") for cls in classes)
     assert set(losses.OBJECTIVES) >= {cls.task for cls in classes} - {"base"}
+
+
+SMOOTHED_LABELS = np.asarray([2, 6, -100, 0, 3])
+
+
+def smoothed(logits, labels, smoothing):
+    """By its definition, in float64: the label is a mixture of itself and all classes."""
+    logits, keep = np.asarray(logits, np.float64), labels >= 0
+    logs = logits - (np.log(np.exp(logits).sum(-1, keepdims=True)))
+    target = (1 - smoothing) * np.eye(logits.shape[-1])[np.where(keep, labels, 0)] + smoothing / logits.shape[
+        -1
+    ]
+    return -(target * logs).sum(-1)[keep].mean()
+
+
+def test_label_smoothing_and_z_loss():
+    logits, labels = logits_of(5, 7), SMOOTHED_LABELS
+    model = classifier(num_labels=7)
+    value, metrics = train.loss(model, outputs(logits=logits), {"labels": labels}, label_smoothing=0.1)
+    assert value == pytest.approx(smoothed(logits, labels, 0.1), rel=1e-6)
+    assert set(metrics) == {"loss", "tokens"}
+    total, metrics = train.loss(
+        model, outputs(logits=logits), {"labels": labels}, label_smoothing=0.1, z_loss=1e-2
+    )
+    lse = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
+    assert metrics["z_loss"] == pytest.approx(1e-2 * np.square(lse[labels >= 0]).mean(), rel=1e-6)
+    assert metrics["loss"] == value
+    assert total == pytest.approx(float(value + metrics["z_loss"]), rel=1e-6)
+
+
+def test_label_smoothing_spares_the_padding_of_a_vocabulary():
+    logits, ids = logits_of(2, 4, 37), np.random.default_rng(0).integers(0, 37, (2, 4))
+    padded = jnp.concatenate([logits, jnp.full((2, 4, 3), -jnp.inf)], -1)
+    value, _ = train.loss(LM, outputs(logits=padded), {"labels": ids}, label_smoothing=0.2)
+    want = smoothed(logits[:, :-1].reshape(-1, 37), ids[:, 1:].reshape(-1), 0.2)
+    assert value == pytest.approx(want, rel=1e-6)
+
+
+def test_spans_are_smoothed_over_their_positions():
+    start, end = logits_of(3, 6), logits_of(3, 6, seed=1)
+    batch = {"start_positions": np.asarray([2, 0, 9]), "end_positions": np.asarray([4, 3, 5])}
+    value, _ = train.loss(QA, outputs(start_logits=start, end_logits=end), batch, label_smoothing=0.1)
+    want = smoothed(start[:2], np.asarray([2, 0]), 0.1) / 2 + smoothed(end, np.asarray([4, 3, 5]), 0.1) / 2
+    assert value == pytest.approx(want, rel=1e-6)
+
+
+def test_numbers_are_not_smoothed():
+    model, batch = classifier(num_labels=1), {"labels": np.arange(4, dtype=np.float32)}
+    with pytest.raises(ValueError, match=r"train\.label_smoothing = 0\.1: it is for labels that are classes"):
+        train.loss(model, outputs(logits=logits_of(4, 1)), batch, label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"train\.z_loss = 0\.1"):
+        train.loss(model, outputs(logits=logits_of(4, 1)), batch, z_loss=0.1)

@@ -37,6 +37,7 @@ class Windows:
         index, count = shard
         share = size // count
         self.rows, self.step = range(index * share, (index + 1) * share), 0
+        self.rows_of = lambda step: self.rows
         self._ids, self._size, self._length = ids, size, length
 
     def __next__(self):

@@ -25,7 +25,16 @@ import modelzoo
 import parallel
 import train
 from parallel.collectives import bytes_of
-from parallel.report import Collective, ProgramReport, axes_of, format_bytes, inspect_program, scope_of
+from parallel.hlo import Program
+from parallel.report import (
+    Collective,
+    ProgramReport,
+    axes_of,
+    format_bytes,
+    inspect_program,
+    kept_by_loops,
+    scope_of,
+)
 from tests.hlo import compile_anew
 from tests.zoo import leaves_by_name, quick_jit, tiny_gptj
 from train.state import abstract_state
@@ -322,3 +331,26 @@ def test_format_bytes():
         "5.0 GiB",
         "3.0 TiB",
     ]
+
+
+def test_what_loops_keep_on_a_tpu_is_counted():
+    text = """HloModule tpu, num_partitions=4
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %a = f32[2]{0} parameter(0)
+  %kept = bf16[28,8,64]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %other = bf16[8]{0} custom-call(), custom_call_target="Other"
+  ROOT %b = f32[2]{0} negate(%a)
+}
+"""
+    assert kept_by_loops(Program(text)) == 28 * 8 * 64 * 2
+
+
+def test_an_argument_that_is_not_there_has_no_place():
+    rules = make_rules(data=2)
+    state = {"params": {"a": jax.ShapeDtypeStruct((4,), jnp.float32)}, "average": None}
+    compiled = compile_anew(jax.jit(lambda state: state["params"]["a"] + 1).lower(state))[0]
+    mesh = jax.sharding.Mesh(rules.mesh.devices.reshape(-1)[:1], "x")
+    memory = inspect_program(compiled, mesh).memory
+    assert memory is not None
+    assert memory.arguments["parameters"] == 16

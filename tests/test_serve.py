@@ -54,8 +54,8 @@ def start(folder, *flags, num_devices=1):
         "2",
         *flags,
     ]
-    devices = f"--xla_force_host_platform_device_count={num_devices}"
-    environment = dict(os.environ, XLA_FLAGS=f"--xla_backend_optimization_level=0 {devices}")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
+    environment = dict(os.environ, XLA_FLAGS=flags)
     process = subprocess.Popen(
         [*map(str, command), "--no-warm-up"], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
     )

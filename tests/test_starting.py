@@ -6,7 +6,7 @@ import pytest
 
 import modelzoo
 import parallel
-from tests.zoo import assert_equal, leaves_by_name, random_params
+from tests.zoo import assert_equal, leaves_by_name, random_params, tiny_mvp
 from train import optim
 from train.saving import Saver
 from train.starting import open_start
@@ -73,3 +73,18 @@ def test_slips_are_named(pretrained, rules, tmp_path):
     )
     with pytest.raises(ValueError, match=r"embed.* is \[24, 8\], where the config makes it \[30, 8\]"):
         start.read_params(wider, rules, jax.random.key(0))
+
+
+def test_prompts_are_new_to_a_checkpoint_without_them(tmp_path, rules):
+    plain = modelzoo.MvpForConditionalGeneration(tiny_mvp(use_prompt=False))
+    params = random_params(plain)
+    modelzoo.to_hf(plain, params, tmp_path)
+    lora = modelzoo.Lora(rank=1, alpha=1.0, targets=".*cross_attention/query/kernel")
+    model = modelzoo.tuned(modelzoo.MvpForConditionalGeneration(tiny_mvp()), modelzoo.Tuning(lora=lora))
+    found = leaves_by_name(open_start(tmp_path).read_params(model, rules, jax.random.key(0)))
+    assert found.keys() == leaves_by_name(modelzoo.abstract_params(model)).keys()
+    known = leaves_by_name(params)
+    assert all("_prompt/" in name or "/lora/" in name for name in found.keys() - known.keys())
+    for name, leaf in known.items():
+        np.testing.assert_array_equal(found[name], leaf)
+    assert np.any(found["trunk/decoder/self_prompt/embed/embedding"])

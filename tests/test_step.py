@@ -10,7 +10,7 @@ import modelzoo
 import parallel
 import train
 from tests.zoo import assert_close, assert_close_relative, tiny_gptj
-from train import optim
+from train import optim, schedules
 from train.step import has_dropout
 
 SIZES = dict(vocab_size=37, n_embd=32, n_head=4, n_inner=64, n_layer=2)
@@ -155,8 +155,8 @@ def test_slices_draw_their_own_dropout():
 
 
 def test_has_dropout():
-    assert has_dropout(DROPPING.config)
-    assert not has_dropout(MODEL.config)
+    assert has_dropout(DROPPING)
+    assert not has_dropout(MODEL)
 
 
 def test_training_in_bfloat16_over_float32_parameters():
@@ -175,7 +175,7 @@ def test_training_in_bfloat16_over_float32_parameters():
 
 def test_bfloat16_parameters_keep_their_dtype():
     model = modelzoo.GPTJForCausalLM(tiny_gptj(**SIZES), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    optimizer = optim.adamw(learning_rate=optim.constant(value=1e-2))
+    optimizer = optim.adamw(learning_rate=schedules.constant(value=1e-2))
     state = train.init_state(model, optimizer)
     state, metrics = train.make_train_step(model, optimizer, accumulate=2)(state, BATCH)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -211,7 +211,7 @@ def test_compiled_once_and_donated():
 
 def test_lowers_without_any_array():
     mesh = mesh_of(fsdp=4, tensor=2)
-    optimizer = optim.adamw(learning_rate=optim.warmup_cosine(peak=1e-3, num_steps=10))
+    optimizer = optim.adamw(learning_rate=schedules.warmup_cosine(peak=1e-3, num_steps=10))
     step = train.make_train_step(MODEL, optimizer, mesh=mesh, accumulate=2)
     ids = jax.ShapeDtypeStruct((8, 12), jnp.int32)
     lowered = step.lower(train.abstract_state(MODEL, optimizer, mesh=mesh), {"input_ids": ids, "labels": ids})

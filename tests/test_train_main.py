@@ -121,8 +121,7 @@ def test_the_resolved_config_describes_the_same_run(home, monkeypatch):
     assert Experiment([str(saved)]).text == saved.read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize(("step", "number", "code"), [(3, signal.SIGINT, 130), (4, signal.SIGTERM, 143)])
 def test_a_run_cut_in_two_is_the_same_run(here, capsys, number, code, step):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, step, number)

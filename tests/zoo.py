@@ -18,6 +18,8 @@ COUNTS = FIXTURES / "num_params.json"
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """jit for programs that run once or twice: most of their time is LLVM's optimisation, which changes no contract."""
+vector_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+"""jit that adds in vectors, as users' programs do: for sums of so many terms that adding one by one rounds too much."""
 
 
 def tiny_gptj(**overrides: Any) -> modelzoo.GPTJConfig:

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from train.cli import StopRequest, user_errors
-from train.experiment import DATA, OBJECTIVE, TASK, TRAIN, Experiment
+from train.experiment import DATA, LORA, OBJECTIVE, TASK, TRAIN, Experiment
 from train.gin_names import describe
 
 Repeated = tyro.conf.UseAppendAction
@@ -73,6 +73,7 @@ def train(experiment: Experiment) -> None:
     import jax
 
     import modelzoo
+    from modelzoo.model import describe_tuning
     from parallel import checkpoint
     from train.certificate import HashedBatches
     from train.goodput import describe as describe_shares
@@ -101,6 +102,8 @@ def train(experiment: Experiment) -> None:
         say(f"note: {binding} has no effect on this run")
     mesh = ", ".join(f"{axis} {size}" for axis, size in rules.mesh.shape.items() if size > 1) or "one device"
     say(f"model: {run.model_class}, {modelzoo.num_params(model):,} parameters, {run.dtype}, on {mesh}")
+    if tuning := describe_tuning(model):
+        say(f"tuning: {tuning}")
 
     # Data: plain text or labelled examples, and batches whose order follows from (seed, step) alone.
     work = open_work(experiment, rules)
@@ -120,14 +123,16 @@ def train(experiment: Experiment) -> None:
 
     # State: that of the newest checkpoint with its place in the data, or a new one.
     if start:
-        state, extra = saver.restore(abstract_state(model, optimizer, rules=rules))
+        state, extra = saver.restore(
+            abstract_state(model, optimizer, rules=rules, options=experiment.options)
+        )
         check_same_data(experiment, work, extra["fingerprint"])
         batches.set_state(extra["batches"], start, saver.certificate(start))
         say(f"going on from step {start} of {run.num_steps}")
     else:
         key = jax.random.key(run.seed)
         params = None if experiment.start is None else experiment.start.read_params(model, rules, key)
-        state = init_state(model, optimizer, rules=rules, rng=key, params=params)
+        state = init_state(model, optimizer, rules=rules, rng=key, params=params, options=experiment.options)
         del params
     if jax.process_index() == 0:
         (workdir / "config.gin").write_text(experiment.text)
@@ -136,7 +141,7 @@ def train(experiment: Experiment) -> None:
     log = RunLog(
         workdir,
         num_steps=run.num_steps,
-        tokens_per_step=run.global_batch_size * run.sequence_length,
+        tokens_per_step=lambda steps: run.batch_sizes.before(steps) * run.sequence_length,
         flops_per_token=flops_per_token(model, run.sequence_length),
         log_every=run.log_every,
         start_step=start,
@@ -159,7 +164,7 @@ def train(experiment: Experiment) -> None:
             found: dict[str, float] = {}
             if evaluating:
                 with log.during("evaluation"):
-                    found = work.evaluate(state.params)
+                    found = work.evaluate(state.averaged)
                 if found:
                     log.eval(at, found)
             with log.during("checkpoint"):
@@ -195,6 +200,7 @@ def _help() -> str:
         *describe("data", DATA),
         *describe("task", TASK),
         *describe("objective", OBJECTIVE),
+        *describe("lora", LORA),
     ]
     return "\n".join(
         (

@@ -152,7 +152,7 @@ def run_case(problem: Problem, case: Case) -> Result:
         microbatches=slices if pipelined else None,
         schedule=case.schedule,
         virtual_stages=case.virtual_stages if pipelined else None,
-        accumulate=1 if pipelined or not has_dropout(model.config) else slices,
+        accumulate=1 if pipelined or not has_dropout(model) else slices,
     )
     rng = jax.random.key(problem.seed)
     state = init_state(model, optimizer, rules=case.rules, rng=rng, params=problem.params)

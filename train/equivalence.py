@@ -126,9 +126,9 @@ def compare_all(flags: Flags) -> bool:
     problem = comparing.make_problem(
         model, batch, seed=flags.seed, microbatches=microbatches, num_steps=flags.steps
     )
-    masks = "with dropout" if has_dropout(model.config) else "no dropout"
+    masks = "with dropout" if has_dropout(model) else "no dropout"
     pieces = f"in {microbatches} microbatches" if stages > 1 else "whole"
-    if microbatches > 1 and has_dropout(model.config):
+    if microbatches > 1 and has_dropout(model):
         pieces = f"in {microbatches} microbatches (without stages: as many slices, accumulated)"
     say(f"{flags.model}: {type(model).__name__}, {masks}, batch [{rows}, {flags.length}] {pieces}")
     expected = comparing.run_case(problem, reference)

@@ -15,7 +15,7 @@ from train.data.tokens import prepare_tokens
 from train.gin_files import Settings
 from train.gin_names import Name
 from train.objectives.corruption import LEFT_TO_RIGHT, TEXT_TASKS, Objective
-from train.run_settings import FREE, Run
+from train.run_settings import FIXED, FREE, Adapters, Run
 from train.tasks.settings import Task
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import parallel
     from modelzoo import Model
+    from train.guard import StateOptions
     from train.starting import Start
     from train.tasks.examples import Example
 
@@ -42,6 +43,7 @@ class Experiment:
         task: those called `task.*`, of a run on labelled examples; None of one on plain text.
         objective: those called `objective.*`: how text is corrupted for models that read it both ways.
         data: keyword arguments of `train.data.prepare_tokens`.
+        lora: those called `lora.*`, of a run that trains adapters; else None.
         config: the model's config.
         settings: every binding, with its file and line.
 
@@ -54,7 +56,8 @@ class Experiment:
         linked = {"num_steps": "train.num_steps"}
         self.settings = Settings(run_names(), gin_files, gin_params, [CONFIGS], linked)
         has_task = any(key.startswith("task.") for key in self.settings.bindings)
-        for name in ("train", "task" if has_task else "data"):
+        adapts = any(key.startswith("lora.") for key in self.settings.bindings)
+        for name in ("train", "task" if has_task else "data", *["lora"] * adapts):
             self.settings.require(name)
         if not has_task and not {"data.path", "data.mixture"} & self.settings.bindings.keys():
             raise ValueError(
@@ -66,6 +69,9 @@ class Experiment:
             self.task = Task(**self.settings.bound("task")) if has_task else None
             self.objective = Objective(**self.settings.bound("objective"))
             self.config = self._build_config()
+            self.lora = Adapters(**self.settings.bound("lora")) if adapts else None
+            if self.lora or self.run.freeze or self.run.tune:
+                _ = self.model  # made here, since what it trains may be wrong
         except ValueError as error:
             raise self.settings.located(error) from None
         self.data = self.settings.bound("data")
@@ -87,12 +93,31 @@ class Experiment:
         import modelzoo
 
         model_class = modelzoo.get_model_class(self.run.model_class)
-        return model_class(self.config, dtype=jnp.dtype(self.run.dtype), remat=self.run.remat)
+        model = model_class(self.config, dtype=jnp.dtype(self.run.dtype), remat=self.run.remat)
+        try:
+            lora = None if self.lora is None else modelzoo.Lora(**dataclasses.asdict(self.lora))
+            tuning = modelzoo.Tuning(freeze=self.run.freeze, tune=self.run.tune, lora=lora)
+            return model if tuning == modelzoo.Tuning() else modelzoo.tuned(model, tuning)
+        except ValueError as error:
+            raise ValueError(str(error).replace("Tuning.", "train.", 1)) from None
 
     @property
     def optimizer(self) -> "optax.GradientTransformation":
         """The optimizer."""
         return self.run.optimizer
+
+    @property
+    def options(self) -> "StateOptions":
+        """What the run's state holds beside parameters and the optimizer's state."""
+        from train.guard import StateOptions
+
+        run = self.run
+        return StateOptions(
+            ema=run.ema,
+            skip_nonfinite=run.skip_nonfinite,
+            loss_scale=run.loss_scale if run.dtype == "float16" else None,
+            loss_scale_growth=run.loss_scale_growth,
+        )
 
     @property
     def learning_rate(self) -> Any:
@@ -102,29 +127,32 @@ class Experiment:
             "learning_rate", self.settings.names[name].defaults.get("learning_rate")
         )
 
-    def make_rules(self, devices: Sequence[Any] | None = None) -> "parallel.Rules":
+    def make_rules(self, devices: Sequence[Any] | None = None, mesh: Any = None) -> "parallel.Rules":
         """The mesh and its rules, checked against the model and the batch.
 
         Args:
             devices: None takes all there are.
+            mesh: in place of that of the settings, such as an abstract one of devices that are not here.
 
         Raises:
             ValueError: the mesh does not fit the devices, the model or the batch.
         """
         import parallel
 
-        mesh = parallel.make_mesh(**self.settings.bound("mesh"), devices=devices)
+        mesh = mesh or parallel.make_mesh(**self.settings.bound("mesh"), devices=devices)
         rules = parallel.make_rules(mesh, **self.settings.bound("rules"))
         parallel.param_shardings(
             self.model, rules
         )  # heads, widths and layers divide, and nothing large is replicated
         shards = rules.num_shards("act_batch")
-        if (self.run.global_batch_size // self.run.accumulate) % shards:
-            parts = f" / accumulate = {self.run.accumulate}" if self.run.accumulate > 1 else ""
-            raise ValueError(
-                f"train.global_batch_size = {self.run.global_batch_size}{parts} does not divide over the "
-                f"{shards} devices that share the batch (mesh data x fsdp)"
-            )
+        for level in self.run.batch_sizes.levels:
+            if (level.size // self.run.accumulate) % shards:
+                parts = f" / accumulate = {self.run.accumulate}" if self.run.accumulate > 1 else ""
+                parts += " of train.batch_rampup" if level.size != self.run.global_batch_size else ""
+                raise ValueError(
+                    f"train.global_batch_size = {level.size}{parts} does not divide over the "
+                    f"{shards} devices that share the batch (mesh data x fsdp)"
+                )
         return rules
 
     def make_step(self, rules: "parallel.Rules") -> Any:
@@ -143,6 +171,10 @@ class Experiment:
             learning_rate=self.learning_rate,
             module_norms=run.module_norms,
             halt_on_nonfinite=run.stop_on_nonfinite,
+            options=self.options,
+            label_smoothing=run.label_smoothing,
+            z_loss=run.z_loss,
+            quantize=run.quantize,
         )
 
     def shard(self, rules: "parallel.Rules") -> tuple[int, int]:
@@ -176,7 +208,8 @@ class Experiment:
         source = ["task"]
         if self.task is None:
             source = ["data"] if self.model.task == LEFT_TO_RIGHT else ["data", "objective"]
-        return ["train", self.family, *source, "mesh", "rules"]
+        adapters = [] if self.lora is None else ["lora"]
+        return ["train", self.family, *source, *adapters, "mesh", "rules"]
 
     def check_workdir(self) -> None:
         """Checks that the run's folder can be written.
@@ -210,12 +243,16 @@ class Experiment:
             return
         lines = (line.partition(" = ") for line in file.read_text().splitlines() if not line.startswith("#"))
         saved = {key: value for key, _, value in lines if key}
+        for key in self.flat.keys() - saved.keys():  # a setting that is newer than the checkpoint
+            name, parameter = key.split(".")
+            if name == "train":
+                saved[key] = repr(self.settings.names[name].defaults[parameter])
         changed = [
             key
             for key in {**saved, **self.flat}
             if saved.get(key) != self.flat.get(key) and not _is_free(key)
         ]
-        model = [key for key in changed if key == "train.model_class" or key.startswith(f"{self.family}.")]
+        model = [key for key in changed if key.startswith(("train.model_class", f"{self.family}.", *FIXED))]
         if "train.model_class" in model:
             model = ["train.model_class"]
         blocking = model or ([] if self.run.allow_changes else changed)
@@ -298,6 +335,7 @@ class Experiment:
 TRAIN = Name(Run, hints={"optimizer": "an optimizer"})
 TASK = Name(Task)
 OBJECTIVE = Name(Objective)
+LORA = Name(Adapters)
 DATA = Name(prepare_tokens, hidden=frozenset({"model_vocab_size"}))
 
 
@@ -314,6 +352,7 @@ def run_names() -> dict[str, Name]:
         "data": DATA,
         "task": TASK,
         "objective": OBJECTIVE,
+        "lora": LORA,
         "mesh": Name(parallel.make_mesh, hidden=frozenset({"devices"})),
         "rules": Name(parallel.make_rules, hidden=frozenset({"mesh"}), hints=axes),
         **{name: Name(family.config_class) for name, family in _families().items()},
@@ -322,17 +361,14 @@ def run_names() -> dict[str, Name]:
 
 
 def _optimizers() -> dict[str, Name]:
-    """The functions of `train.optim` that make an optimizer or a schedule."""
-    import optax
+    """The functions that make an optimizer or a schedule."""
+    from train import optim, optimizers, schedules
 
-    from train import optim
-
-    names = {}
-    for name in optim.__all__:
-        entry = Name(getattr(optim, name), hidden=frozenset({"mask"}))
-        if entry.result in (optax.GradientTransformation, optax.Schedule):
-            names[name] = entry
-    return names
+    return {
+        name: Name(getattr(module, name), hidden=frozenset({"mask"}))
+        for module in (optim, optimizers, schedules)
+        for name in module.__all__
+    }
 
 
 def _families() -> dict[str, Any]:

@@ -4,6 +4,7 @@ The step itself keeps the state (`make_train_step(halt_on_nonfinite=True)`), so 
 loop waits for the device anyway.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -71,7 +72,7 @@ class Halting:
         if before is not None:
             self._batches.take_back(bad - 1)
             counted = jax.numpy.full_like(state.step, bad - 1)
-            whole = TrainState(params=state.params, opt_state=state.opt_state, step=counted, rng=state.rng)
+            whole = dataclasses.replace(state, step=counted)
             saver.maybe_save(bad - 1, whole, before, force=True)
             saver.close()
         raise ValueError(

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from train.softmax import logsumexp_and_pick, logsumexp_pick_and_mean
 
 IGNORED = -100
 """The label that is not learned from."""
-
-_SUM_WINDOW = 32  # columns that one vectorised loop adds up on a CPU; 16 to 128 measure alike
 
 
 class Target(NamedTuple):
@@ -31,13 +30,13 @@ class Target(NamedTuple):
         labels: class numbers int32 [...], or floats shaped like the logits.
         valid: bool [...], False where the label is ignored.
         num_classes: a label that is valid must be below it; None where labels are floats.
-        score: (logits, labels) -> float32 [...], the loss of every label.
+        score: (logits, labels) -> float32 [...], the loss of every label that is a float; None where it is a class.
     """
 
     labels: jax.Array
     valid: jax.Array
     num_classes: int | None
-    score: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[jax.Array, jax.Array], jax.Array] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,87 +59,35 @@ class Part:
 
 
 class Term(NamedTuple):
-    """A part's result on a batch: the sum of its losses, float32 [], over `count` valid labels, int32 []."""
+    """A part's result on a batch: the sum of its losses, float32 [], over `count` valid labels, int32 [].
+
+    `z_sum` is that of its z-losses, of which `count` is the same.
+    """
 
     name: str
     sum: jax.Array
     count: jax.Array
     weight: float
+    z_sum: jax.Array | None = None
 
 
-# --- cross-entropy ------------------------------------------------------------------------------------------
+class Shaping(NamedTuple):
+    """What training adds to the cross-entropy of every class label; evaluation does not.
 
-
-def _sum_exp(logits: jax.Array, highest: jax.Array) -> jax.Array:
-    """sum(exp(logits - highest)) over the last dimension, in float32, without an array of their size."""
-
-    def plain(logits: jax.Array, highest: jax.Array) -> jax.Array:
-        return jnp.exp(logits.astype(jnp.float32) - highest[..., None]).sum(-1)
-
-    def windowed(logits: jax.Array, highest: jax.Array) -> jax.Array:
-        # XLA's CPU backend computes a fused exp + row sum element by element on one core. Summing short
-        # windows first is vectorised over the rows and cores: 40 ms instead of 166 ms for 1024 x 50400 on two
-        # cores.
-        window = (1,) * (logits.ndim - 1) + (_SUM_WINDOW,)
-        padding = ((0, 0),) * (logits.ndim - 1) + ((0, -logits.shape[-1] % _SUM_WINDOW),)
-        logits = lax.optimization_barrier(logits)  # else bfloat16 logits become a float32 array first
-        terms = jnp.exp(logits.astype(jnp.float32) - highest[..., None])
-        return lax.reduce_window(terms, jnp.float32(0), lax.add, window, window, padding).sum(-1)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:  # windows would cross the edges of a sharded vocabulary
-        return plain(logits, highest)
-    return lax.platform_dependent(logits, highest, cpu=windowed, default=plain)
-
-
-@jax.custom_vjp
-def logsumexp_and_pick(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The log of the softmax's denominator, and the logit of each label.
-
-    Neither pass holds a float32 copy of the logits: the forward pass reads them, the backward pass writes
-    their gradient in their own dtype. Columns of minus infinity (a padded vocabulary) get a gradient of zero.
-    A sharded last dimension costs all-reduces of the two results, no gather of the logits.
-
-    Args:
-        logits: [..., V], any float dtype.
-        labels: int32 [...], each in [0, V).
-
-    Returns:
-        float32 [...] twice.
+    Attributes:
+        label_smoothing: share of a label that is spread over all classes, as torch.nn.functional.cross_entropy does.
+        z_loss: factor of the squared log of the softmax's denominator, which keeps it near 1 (Chowdhery et al., 2022,
+            arXiv:2204.02311, section 5: 1e-4).
     """
-    return _pick_forward(logits, labels)[0]
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
 
-def _pick_forward(logits: jax.Array, labels: jax.Array):
-    highest = logits.max(-1).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
-    lse = highest + jnp.log(_sum_exp(logits, highest))
-    return (lse, picked.astype(jnp.float32)), (logits, labels, lse)
+PLAIN = Shaping()
 
 
-def _pick_backward(saved, gradients):
-    (logits, labels, lse), (d_lse, d_picked) = saved, gradients
-    softmax = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-    hit = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
-    d_logits = softmax * d_lse[..., None] + jnp.where(hit, d_picked[..., None], 0.0)
-    return d_logits.astype(logits.dtype), None
-
-
-logsumexp_and_pick.defvjp(_pick_forward, _pick_backward)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label], in float32.
-
-    Args:
-        logits: [..., C], any float dtype; columns of minus infinity have no probability.
-        labels: int32 [...], each in [0, C).
-
-    Returns:
-        float32 [...].
-    """
-    lse, picked = logsumexp_and_pick(logits, labels)
-    return lse - picked
+# --- scores -------------------------------------------------------------------------------------------------
 
 
 def _squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -156,7 +103,7 @@ def _binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _classes(labels: jax.Array, num_classes: int) -> Target:
-    return Target(labels, labels != IGNORED, num_classes, cross_entropy)
+    return Target(labels, labels != IGNORED, num_classes, None)
 
 
 def _next_tokens(config: Any, labels: jax.Array, length: int) -> Target:
@@ -201,7 +148,7 @@ def _sequence_label(config: Any, labels: jax.Array, length: int) -> Target:
 def _span_end(config: Any, labels: jax.Array, length: int) -> Target:
     # transformers clamps into [0, T] and ignores T: an answer past the text counts for nothing
     position = jnp.clip(labels.reshape(-1), 0, length)
-    return Target(position, position < length, length, cross_entropy)
+    return Target(position, position < length, length, None)
 
 
 _ANY_TOKEN = (Part("lm", "logits", "labels", _tokens),)  # labels stand where their logits do
@@ -294,7 +241,7 @@ def label_counts(model: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     return {part.name: _target(model, part, batch).valid.sum(dtype=jnp.int32) for part in objective(model)}
 
 
-def terms(model: Any, outputs: Any, batch: Mapping[str, Any]) -> list[Term]:
+def terms(model: Any, outputs: Any, batch: Mapping[str, Any], shaping: Shaping = PLAIN) -> list[Term]:
     """The sum and count of every part of the loss.
 
     A label outside the classes, where nobody could look at it before (`check_labels`), makes the sum NaN.
@@ -303,19 +250,46 @@ def terms(model: Any, outputs: Any, batch: Mapping[str, Any]) -> list[Term]:
         model: a model of a task with a loss.
         outputs: what `model.apply` returned.
         batch: transformers' label names beside the inputs; labels of -100 are ignored.
+        shaping: label smoothing and z-loss.
+
+    Raises:
+        ValueError: there is something to shape, and labels are no classes.
     """
     found = []
     for part in objective(model):
         labels, valid, num_classes, score = _target(model, part, batch, outputs)
-        logits = getattr(outputs, part.logits)
-        if num_classes is None:
+        logits, z_sum = getattr(outputs, part.logits), None
+        if score is not None:
+            if shaping != PLAIN:
+                name = "label_smoothing" if shaping.label_smoothing else "z_loss"
+                raise ValueError(
+                    f"train.{name} = {getattr(shaping, name)}: it is for labels that are classes, and "
+                    f"{type(model).__name__} learns from numbers here (regression or several labels): set it to 0"
+                )
             losses = score(logits, labels)
         else:
+            assert num_classes is not None
             wrong = (labels < 0) | (labels >= num_classes)
-            losses = score(logits, jnp.where(valid & ~wrong, labels, 0))
+            losses, lse = _of_classes(
+                logits, jnp.where(valid & ~wrong, labels, 0), num_classes, shaping.label_smoothing
+            )
             losses = jnp.where(valid, jnp.where(wrong, jnp.nan, losses), 0.0)
-        found.append(Term(part.name, losses.sum(), valid.sum(dtype=jnp.int32), part.weight))
+            if shaping.z_loss:
+                z_sum = shaping.z_loss * jnp.where(valid, jnp.square(lse), 0.0).sum()
+        found.append(Term(part.name, losses.sum(), valid.sum(dtype=jnp.int32), part.weight, z_sum))
     return found
+
+
+def _of_classes(
+    logits: jax.Array, labels: jax.Array, num_classes: int, smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of every label and the log of its softmax's denominator, float32 [...] each."""
+    if not smoothing:
+        lse, picked = logsumexp_and_pick(logits, labels)
+        return lse - picked, lse
+    sums: Any = logsumexp_pick_and_mean(logits, labels, num_classes)
+    lse, picked, mean = sums
+    return lse - (1 - smoothing) * picked - smoothing * mean, lse
 
 
 def total(found: list[Term], counts: Mapping[str, jax.Array] | None = None) -> jax.Array:
@@ -333,8 +307,21 @@ def total(found: list[Term], counts: Mapping[str, jax.Array] | None = None) -> j
     return sum(each[1:], start=each[0])
 
 
-def loss(model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss that transformers computes for this model class.
+def z_total(found: list[Term], counts: Mapping[str, jax.Array] | None = None) -> jax.Array:
+    """As `total`, of the z-losses; 0 where there are none."""
+    squares = [term._replace(sum=term.z_sum) for term in found if term.z_sum is not None]
+    return total(squares, counts) if squares else jnp.float32(0)
+
+
+def loss(
+    model: Any,
+    outputs: Any,
+    batch: Mapping[str, Any],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss that transformers computes for this model class, and what training may add to it.
 
     Args:
         model: a model of a task with a loss; its `config` names the classes and the problem type.
@@ -343,20 +330,24 @@ def loss(model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
             for causal ones) and token classes; int [B], or float [B, C], for classes of sequences; int [B] for
             choices and next sentences. Pretraining also has "next_sentence_label" int [B]; question answering has
             "start_positions" and "end_positions", int [B].
+        label_smoothing, z_loss: as in `Shaping`.
 
     Returns:
-        The loss, float32 [], the mean over all valid labels (0 where there are none), and metrics: "loss",
-        "tokens" (int32 [], valid labels of the first part), and "<part>_loss" where the loss has several
-        parts.
+        What to minimise, float32 [], the mean over all valid labels (0 where there are none), and metrics: "loss"
+        (the same without z-loss), "tokens" (int32 [], valid labels of the first part), "<part>_loss" where the loss
+        has several parts, and "z_loss" where there is one.
 
     Raises:
         ValueError: the model's task has no loss, a key is missing, labels have the wrong shape or name no
             class.
     """
     check_labels(model, batch, outputs)
-    found = terms(model, outputs, batch)
+    found = terms(model, outputs, batch, Shaping(label_smoothing, z_loss))
     value = total(found)
     metrics = {"loss": value, "tokens": found[0].count}
     if len(found) > 1:
         metrics |= {f"{term.name}_loss": total([term._replace(weight=1.0)]) for term in found}
+    if z_loss:
+        metrics["z_loss"] = z_total(found)
+        value += metrics["z_loss"]
     return value, metrics

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import modelzoo
+from modelzoo.model import LM_TASKS
 from train.goodput import Goodput
-
-_LM_TASKS = ("causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm")
 
 PEAK_FLOPS = {
     # Dense bf16 FLOP/s of one chip, as its maker publishes it; the key is how jax spells the device.
@@ -49,7 +48,7 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
     """Model FLOPs of one training step, per token: forward and backward, without recomputation.
 
     PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is
-    multiplied with, and 12 L N H T for attention's two products. Embedding tables are looked up, not
+    multiplied with, 4 if it is frozen, and 12 L N H T for attention's two products. Embedding tables are looked up, not
     multiplied, except by a language-modelling head that is tied to one.
 
     Args:
@@ -57,11 +56,16 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
         sequence_length: T.
     """
     config = model.config
-    leaves = jax.tree_util.tree_leaves_with_path(modelzoo.abstract_params(model))
-    multiplied = sum(leaf.size for path, leaf in leaves if path[-1].key != "embedding")
-    if getattr(config, "tie_word_embeddings", False) and model.task in _LM_TASKS:
-        multiplied += config.vocab_size * config.hidden_size
-    return 6.0 * multiplied + 12.0 * config.num_layers * config.hidden_size * sequence_length
+    leaves = jax.tree.leaves_with_path(modelzoo.abstract_params(model))
+    trains = dict(jax.tree.leaves_with_path(modelzoo.trainable(model)))
+    per_token = sum(
+        leaf.size * (6.0 if trains[path] else 4.0) for path, leaf in leaves if path[-1].key != "embedding"
+    )
+    if getattr(config, "tie_word_embeddings", False) and model.task in LM_TASKS:
+        tables = [path for path in trains if path[-1].key == "embedding"]
+        tied = any(trains[path] for path in tables)
+        per_token += config.vocab_size * config.hidden_size * (6.0 if tied else 4.0)
+    return per_token + 12.0 * config.num_layers * config.hidden_size * sequence_length
 
 
 @functools.cache
@@ -97,7 +101,7 @@ class RunLog:
     Args:
         workdir: the run's folder.
         num_steps: the run's last step.
-        tokens_per_step: over all devices.
+        tokens_per_step: over all devices; a function of how many steps were taken tells the tokens of them all.
         flops_per_token: for model FLOPs utilisation; None leaves it out.
         peak: FLOP/s of all devices; None looks it up or measures it.
         log_every: steps between lines.
@@ -114,7 +118,7 @@ class RunLog:
         workdir: str | Path,
         *,
         num_steps: int,
-        tokens_per_step: int,
+        tokens_per_step: int | Callable[[int], int],
         flops_per_token: float | None = None,
         peak: float | None = None,
         log_every: int = 10,
@@ -124,7 +128,9 @@ class RunLog:
     ):
         self.workdir = Path(workdir)
         self.plot = self.workdir / "loss.png"
-        self._num_steps, self._tokens_per_step, self._log_every = num_steps, tokens_per_step, log_every
+        self._num_steps, self._log_every = num_steps, log_every
+        each = tokens_per_step
+        self._tokens_until = each if callable(each) else lambda step: step * each
         self._flops_per_token, self._peak, self._peak_source = flops_per_token, peak, "given peak"
         self._writes = jax.process_index() == 0
         self._last_step, self._last_time, self._paused, self._waited = (
@@ -182,11 +188,12 @@ class RunLog:
         now = time.perf_counter()
         seconds = max(now - self._last_time - self._paused, 1e-9)
         steps = step - self._last_step
+        tokens = self._tokens_until(step) - self._tokens_until(self._last_step)
         waited = self._waited
         self._last_step, self._last_time, self._paused, self._waited = step, now, 0.0, 0.0
         self.clock.reach(step, seconds - waited, "compile" if first else "steps")
         if not first:  # the first step's time is the compiler's
-            speed = steps * self._tokens_per_step / seconds
+            speed = tokens / seconds
             line |= {"tokens_per_second": speed, "seconds_per_step": seconds / steps}
             if self._flops_per_token and self._peak:
                 line["mfu"] = speed * self._flops_per_token / self._peak

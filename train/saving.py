@@ -2,6 +2,7 @@
 
     WORKDIR/checkpoints/STEP/
         params/                  the parameters in the canonical layout: layers stacked, vocabularies unpadded
+        ema/                     likewise the moving average of those that train, if the run keeps one
         state/                   optimizer state laid out likewise, the step and the PRNG key
         run/run.json             step, what the caller gave as `extra`, such as the position in the data, and the
                                  certificate: hashes of the batches and of the state (`train.certificate`)
@@ -29,7 +30,7 @@ from orbax.checkpoint import future
 
 import modelzoo
 from parallel import checkpoint
-from train import canonical, certificate, integrity
+from train import canonical, certificate, integrity, restoring
 from train.certificate import HashedBatches
 from train.state import TrainState
 
@@ -107,8 +108,7 @@ class Saver:
         self._batches, self._mesh_shape = batches, mesh_shape or {}
         self._saving: int | None = None  # the step that was last begun
         self._failed: OSError | None = None  # what became of it, once known
-        config = model.config.to_hf() | {"architectures": [type(model).__name__]}
-        self._texts = {"config.json": json.dumps(config, indent=2) + "\n"} | dict(texts or {})
+        self._texts = checkpoint.texts_of(model) | dict(texts or {})
         self._manager: Any = None
         if read_only:
             return
@@ -168,26 +168,10 @@ class Saver:
             raise OSError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {str(self._folder)!r}"
             )
-        folder, model = self._folder / str(step), type(self._model).__name__
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        true_shapes = canonical.param_shapes(self._model)
-        params = checkpoint.restore_tree(folder / checkpoint.PARAMS, target.params, true_shapes, model)
-        shapes = canonical.rest_shapes(self._model, target)
-        key = jax.eval_shape(jax.random.key_data, target.rng)
-        rest = canonical.rest_by_name(target) | {
-            "rng": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=target.rng.sharding)
-        }
-        rest = checkpoint.restore_tree(folder / "state", rest, shapes, f"{model} with this optimizer")
-        run = json.loads((folder / "run" / _RUN).read_text())
-        rng = jax.random.wrap_key_data(rest.pop("rng"), impl=run["rng"])
-        found = jax.tree.unflatten(
-            jax.tree.structure(canonical.rest_of(target)),
-            [rest[name] for name in canonical.rest_by_name(target)],
-        )
-        restored = TrainState(params=params, rng=rng, **found)
-        if wrong := certificate.differing(
-            self.digests(restored), (run.get("certificate") or {}).get("state")
-        ):
+        folder = self._folder / str(step)
+        restored, run = restoring.read_state(folder, self._model, state)
+        saved = (run.get("certificate") or {}).get("state")
+        if wrong := certificate.differing(*restoring.comparable(self.digests(restored), saved)):
             raise OSError(
                 f"{folder}: {wrong[0]} is not as it was saved ({len(wrong)} tensors in all are not): rename the "
                 "folder, and the same command goes on from the checkpoint before"
@@ -199,7 +183,7 @@ class Saver:
 
     def certificate(self, step: int) -> dict[str, Any] | None:
         """The certificate of a checkpoint; None if it was written without."""
-        return json.loads((self._folder / str(step) / "run" / _RUN).read_text()).get("certificate")
+        return json.loads((self._folder / str(step) / restoring.RUN).read_text()).get("certificate")
 
     def digests(self, state: TrainState) -> dict[str, str]:
         """{name: digest} of everything in a state, the same on any mesh."""
@@ -253,8 +237,12 @@ class Saver:
                 run | {"certificate": certified | {"state": texts, "whole": certificate.whole(texts)}}
             )
 
+        arrays = {checkpoint.PARAMS: checkpoint.save_args(state.params, canonical.param_shapes(self._model))}
+        if state.ema is not None:
+            average = canonical.average_by_name(state), canonical.average_shapes(self._model, state)
+            arrays[checkpoint.AVERAGE] = checkpoint.save_args(*average)
         items = ocp.args.Composite(
-            **{checkpoint.PARAMS: checkpoint.save_args(state.params, canonical.param_shapes(self._model))},
+            **arrays,
             state=checkpoint.save_args(rest, canonical.rest_shapes(self._model, state)),
             run=_TextsSave(text, self._texts),
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import modelzoo
 import parallel
 from modelzoo import hf_files
+from modelzoo import weights as tables
 from parallel import checkpoint
 
 
@@ -49,47 +50,48 @@ class Start:
         except ValueError as error:
             raise ValueError(f"{self.folder / hf_files.CONFIG}: {error}") from None
 
+    def saved_model(self) -> Any:
+        """The model that a run saved, without adapters."""
+        return modelzoo.get_model_class(self.content["architectures"][0])(
+            self.config(self.content.get("model_type", ""))
+        )
+
     def read_params(self, model: modelzoo.Model, rules: parallel.Rules, rng: jax.Array) -> Any:
-        """The parameters of a model, float32: the checkpoint's, and new ones of a head that it does not have.
+        """The parameters of a model, float32: the checkpoint's, its adapters merged, and new ones where it has none.
 
         Args:
             model: of its family.
             rules: of the mesh.
-            rng: PRNG key of what is new.
+            rng: PRNG key of what is new: a head, adapters, prompts.
 
         Raises:
             OSError, ValueError: a file is missing or damaged, or does not fit the model's config.
         """
-        if not self.is_run:
-            dtypes: dict[str, Any] = dict(dtype=model.dtype, param_dtype=jnp.float32, config=model.config)
-            return modelzoo.from_hf(self.folder, type(model), rules=rules, **dtypes)[1]
-        saved_class = modelzoo.get_model_class(self.content["architectures"][0])
-        saved = saved_class(self.config(model.config.model_type))
-        known = dict(
-            jax.tree.leaves_with_path(parallel.restore_params(self.folder, saved, rules, jnp.float32))
-        )
-        if known.keys() == dict(jax.tree.leaves_with_path(modelzoo.abstract_params(model))).keys():
-            fresh: Any = parallel.abstract_sharded_params(model, rules)
+        own = self.config(model.config.model_type)
+        if self.is_run:
+            found = parallel.restore_params(self.folder, self.saved_model(), rules, jnp.float32)
         else:
-            fresh = parallel.init_params(model, rng, rules)
-
-        def choose(path: Any, leaf: Any) -> Any:
-            have = known.get(path, leaf)
-            if have.shape != leaf.shape:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
+            lacks = {name: False for name in own.additions if not getattr(own, name)}
+            config = dataclasses.replace(model.config, **lacks)
+            dtypes: dict[str, Any] = dict(dtype=model.dtype, param_dtype=jnp.float32, config=config)
+            found = modelzoo.from_hf(self.folder, type(model), rules=rules, **dtypes)[1]
+        wanted = tables.flatten(parallel.abstract_sharded_params(model, rules))
+        known = {path: leaf for path, leaf in tables.flatten(found).items() if path in wanted}
+        for path, leaf in known.items():
+            if leaf.shape != wanted[path].shape:
                 raise ValueError(
-                    f"{self.folder}: its {name} is {list(have.shape)}, where the config makes it {list(leaf.shape)}"
+                    f"{self.folder}: its {'/'.join(path)} is {list(leaf.shape)}, where the config makes it "
+                    f"{list(wanted[path].shape)}"
                 )
-            return have
-
-        return jax.tree.map_with_path(choose, fresh)
+        return parallel.fill_params(tables.unflatten(known), model, rng, rules)
 
 
-def open_start(path: str | os.PathLike[str]) -> Start:
+def open_start(path: str | os.PathLike[str], setting: str = "train.init_from") -> Start:
     """Finds a checkpoint and reads its config.
 
     Args:
         path: a Hugging Face folder or hub id, a run's folder (its newest step is taken), or that of one step.
+        setting: where the path is from, for messages.
 
     Raises:
         OSError: there is none.
@@ -101,7 +103,7 @@ def open_start(path: str | os.PathLike[str]) -> Start:
         folder = Path(parallel.latest_checkpoint(place)) if is_run else Path(hf_files.find_folder(path))
         content = hf_files.read_json(folder / hf_files.CONFIG)
     except OSError as error:
-        raise OSError(f"train.init_from = {str(path)!r}: {error}") from None
+        raise OSError(f"{setting} = {str(path)!r}: {error}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"train.init_from = {str(path)!r}: its config is damaged: {error}") from None
+        raise ValueError(f"{setting} = {str(path)!r}: its config is damaged: {error}") from None
     return Start(folder, is_run, content)

@@ -6,28 +6,43 @@ of an accumulated batch divides by the counts of the whole: the slices' losses a
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
 
 import modelzoo
 import parallel
+from modelzoo.layers.linear import contract, multiply_by
 from parallel import pipeline
 from parallel.host import keep_freed_memory
 from parallel.schedule import SCHEDULES
-from train import losses
-from train.optim import global_norm, only_trainable, without_frozen
+from train import guard, losses
+from train.averaging import after_step
+from train.feed import Batch, Feed
+from train.guard import NO_OPTIONS, StateOptions
+from train.low_precision import multiplication
+from train.optim import fitted, global_norm
 from train.state import TrainState, abstract_state, resolve_rules, shardings_of
+from train.trained import Trained
 
-Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
+
+
+class Known(NamedTuple):
+    """What a slice's share of the loss depends on beside the slice.
+
+    Attributes:
+        counts: valid labels of the whole batch, by part.
+        scale: what the loss is multiplied by; None is 1.
+    """
+
+    counts: Mapping[str, jax.Array]
+    scale: jax.Array | None
 
 
 class TrainStep:
@@ -36,7 +51,7 @@ class TrainStep:
     The state is donated: the arrays passed in are gone afterwards. Calls return before the step has run.
     """
 
-    def __init__(self, feed: "_Feed", jitted: Any):
+    def __init__(self, feed: Feed, jitted: Any):
         self._feed, self._jitted = feed, jitted
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -78,6 +93,10 @@ def make_train_step(
     learning_rate: float | optax.Schedule | None = None,
     module_norms: bool = False,
     halt_on_nonfinite: bool = False,
+    options: StateOptions = NO_OPTIONS,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    quantize: str | None = None,
 ) -> TrainStep:
     """Builds the training step. The dtype it computes in and what it recomputes are the model's.
 
@@ -95,12 +114,16 @@ def make_train_step(
         module_norms: report each module's gradient norm too, as "grad_norm/<module>".
         halt_on_nonfinite: once a loss or gradient is no number, leave parameters and optimizer state as they were
             before that step, at it and at all steps to come; `state.step` is then minus the step's number, from 1.
+        options: as given to `init_state`: averaging, which steps are skipped, the scale of float16 gradients.
+        label_smoothing, z_loss: what is added to the cross-entropy (`losses.Shaping`).
+        quantize: "int8" or "fp8": what products with kernels are computed in (`train.low_precision`).
 
     Returns:
         A callable (state, batch) -> (state, metrics), with `.lower` for ahead-of-time compiles. A batch is a
         dict of numpy or jax arrays [B, ...]: the model's keyword arguments and transformers' label names.
         Metrics are arrays [] on the device: "loss", "tokens" (valid labels), "grad_norm" (before clipping),
-        "learning_rate" if given, and "<part>_loss" where the loss has several parts.
+        "learning_rate" if given, "<part>_loss" where the loss has several parts, "z_loss" (which "loss" does not hold)
+        where there is one, and "skipped_steps" and "loss_scale" where the options count and scale.
 
     Raises:
         ValueError: an unknown schedule, a count below 1, or rules that do not fit the model. Called: as `TrainStep`,
@@ -119,29 +142,38 @@ def make_train_step(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: it is at least 1")
     num_stages = 1 if rules is None else rules.num_shards("layers")
-    feed = _Feed(model, rules, accumulate)
-    target = None if rules is None else abstract_state(model, optimizer, rules=rules)
-    optimizer = only_trainable(model, optimizer)
-    deterministic = not has_dropout(model.config)
+    feed = Feed(model, rules, accumulate)
+    target = None if rules is None else abstract_state(model, optimizer, rules=rules, options=options)
+    optimizer = fitted(model, optimizer)
+    trained, deterministic = Trained(model), not has_dropout(model)
+    shaping = losses.Shaping(label_smoothing, z_loss)
+    multiply: Any = contract if quantize is None else multiplication(quantize)
 
-    def slice_loss(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+    def slice_loss(params: Any, batch: Batch, rng: jax.Array, known: Known) -> Any:
         with jax.named_scope("forward"):
             rngs = None if deterministic else {"dropout": rng}
             inputs = feed.inputs(batch)
             outputs = model.apply({"params": params}, **inputs, deterministic=deterministic, rngs=rngs)
         with jax.named_scope("loss"):
-            found = losses.terms(model, outputs, batch)
-            return losses.total(found, counts), {term.name: term.sum for term in found}
+            found = losses.terms(model, outputs, batch, shaping)
+            value, sums = losses.total(found, known.counts), {term.name: term.sum for term in found}
+            if z_loss:
+                sums["z_loss"] = losses.z_total(found, known.counts)
+                value += sums["z_loss"]
+            return value if known.scale is None else value * known.scale, sums
 
-    def whole(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
-        return jax.value_and_grad(slice_loss, has_aux=True)(params, batch, rng, counts)
+    def whole(params: Any, batch: Batch, rng: jax.Array, known: Known) -> Any:
+        def loss_of(part: Any) -> Any:
+            return slice_loss(trained.join(part, params), batch, rng, known)
 
-    def pipelined(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+        return jax.value_and_grad(loss_of, has_aux=True)(trained.of(params))
+
+    def pipelined(params: Any, batch: Batch, rng: jax.Array, known: Known) -> Any:
         assert target is not None
         rows = next(iter(batch.values())).shape[0]
         count = feed.num_microbatches(rows, microbatches, num_stages)
         return pipeline.value_and_grad(
-            lambda params, piece, rng: slice_loss(params, piece, rng, counts),
+            lambda params, piece, rng: slice_loss(params, piece, rng, known),
             params,
             _slices(batch, count),
             rng,
@@ -150,54 +182,63 @@ def make_train_step(
             virtual_stages=virtual_stages,
         )
 
-    def gradients(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
-        (_, sums), grads = (pipelined if num_stages > 1 else whole)(params, batch, rng, counts)
-        grads = without_frozen(model, grads)
+    def gradients(params: Any, batch: Batch, rng: jax.Array, known: Known) -> Any:
+        (_, sums), grads = (pipelined if num_stages > 1 else whole)(params, batch, rng, known)
+        grads = trained.of(grads)
         if target is not None:  # summed over the batch straight into each device's shard
-            grads = lax.with_sharding_constraint(grads, shardings_of(target.params))
+            grads = lax.with_sharding_constraint(grads, trained.of(shardings_of(target.params)))
         return sums, grads
 
-    def accumulated(params: Any, batch: Batch, rng: jax.Array, counts: Mapping[str, jax.Array]) -> Any:
+    def accumulated(params: Any, batch: Batch, rng: jax.Array, known: Known) -> Any:
         if accumulate == 1:
             # A pipeline folds the key by microbatch, as accumulation folds it by slice.
-            return gradients(params, batch, rng if num_stages > 1 else jax.random.fold_in(rng, 0), counts)
+            return gradients(params, batch, rng if num_stages > 1 else jax.random.fold_in(rng, 0), known)
 
         def body(total: Any, piece: Any) -> Any:
             index, batch = piece
-            sums, grads = gradients(params, batch, jax.random.fold_in(rng, index), counts)
+            sums, grads = gradients(params, batch, jax.random.fold_in(rng, index), known)
             return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (sums, grads)), None
 
         pieces = _slices(batch, accumulate)
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), trained.of(params))
         if target is not None:
-            zeros = lax.with_sharding_constraint(zeros, shardings_of(target.params))
-        start = ({name: jnp.float32(0) for name in counts}, zeros)
+            zeros = lax.with_sharding_constraint(zeros, trained.of(shardings_of(target.params)))
+        reported = [*known.counts, *["z_loss"] * bool(z_loss)]
+        start = ({name: jnp.float32(0) for name in reported}, zeros)
         indices = jnp.arange(accumulate, dtype=jnp.uint32)
         (sums, grads), _ = lax.scan(body, start, (indices, pieces))
-        return sums, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+        return sums, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained.of(params))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        counts = losses.label_counts(model, batch)
+        known = Known(losses.label_counts(model, batch), guard.scale_of(state.guard, options))
         rng = jax.random.fold_in(state.rng, state.step)
-        sums, grads = accumulated(state.params, batch, rng, counts)
+        with multiply_by(multiply):
+            sums, grads = accumulated(state.params, batch, rng, known)
+        if known.scale is not None:
+            unscale = 1 / known.scale
+            grads = jax.tree.map(lambda g: g * unscale.astype(g.dtype), grads)
         with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):  # optax is not strict
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            filled = trained.filled(grads, state.params)
+            updates, opt_state = optimizer.update(filled, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("metrics"):
-            metrics = _report(model, sums, counts) | {"grad_norm": global_norm(grads)}
+            metrics = _report(model, sums, known.counts) | {"grad_norm": global_norm(grads)}
             if learning_rate is not None:
-                rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+                # A schedule counts the optimizer's updates.
+                taken = state.step if state.guard is None else state.step - state.guard.skipped
+                rate = learning_rate(taken) if callable(learning_rate) else learning_rate
                 metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
             if module_norms:
                 metrics |= {
-                    f"grad_norm/{name}": global_norm(part) for name, part in modules_of(grads).items()
+                    f"grad_norm/{name}": global_norm(part)
+                    for name, part in modules_of(grads).items()
+                    if jax.tree.leaves(part)  # not of what is frozen
                 }
-        after = TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng)
-        if halt_on_nonfinite:
-            after = _unless_halted(
-                state, after, jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            )
-        return after, metrics
+        ema = None if options.ema is None else after_step(state.ema, params, state.step, options.ema)
+        after = dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        after = guard.judged(state, after, finite, options, halt_on_nonfinite)
+        return after, metrics | guard.report(state, after, options)
 
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -228,7 +269,7 @@ def make_eval_step(
         ValueError: rules of another mesh; called, as `make_train_step`'s.
     """
     rules = resolve_rules(mesh, rules)
-    feed = _Feed(model, rules, 1)
+    feed = Feed(model, rules)
 
     @jax.jit
     def evaluate(params: Any, batch: Batch) -> Metrics:
@@ -268,19 +309,6 @@ def modules_of(tree: Any) -> dict[str, Any]:
 _OPENED = ("trunk", "layers", "encoder", "decoder")
 
 
-def _unless_halted(before: TrainState, after: TrainState, finite: jax.Array) -> TrainState:
-    """The state after a step that was finite, as none before it was not; else the one before, marked."""
-    good = finite & (before.step >= 0)
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (after.params, after.opt_state),
-        (before.params, before.opt_state),
-    )
-    halted = jnp.where(before.step < 0, before.step, -after.step)
-    step = jnp.where(good, after.step, halted)
-    return TrainState(params=kept[0], opt_state=kept[1], step=step, rng=after.rng)
-
-
 def _slices(batch: Batch, count: int) -> dict[str, Any]:
     """[B, ...] to [count, B / count, ...]: row b is in slice b % count, so that each lies over devices as all do."""
     return {
@@ -289,9 +317,12 @@ def _slices(batch: Batch, count: int) -> dict[str, Any]:
     }
 
 
-def has_dropout(config: Any) -> bool:
-    """Whether any dropout probability of a config is above zero."""
-    values = (getattr(config, field.name) for field in dataclasses.fields(config) if "drop" in field.name)
+def has_dropout(model: modelzoo.Model) -> bool:
+    """Whether any dropout probability of a model's config, or of its adapters, is above zero."""
+    settings = [model.config, *([model.tuning.lora] if model.tuning and model.tuning.lora else [])]
+    values = (
+        getattr(s, field.name) for s in settings for field in dataclasses.fields(s) if "drop" in field.name
+    )
     return any(isinstance(value, float) and value > 0 for value in values)
 
 
@@ -300,81 +331,4 @@ def _report(model: Any, sums: Mapping[str, jax.Array], counts: Mapping[str, jax.
     metrics = {"loss": losses.total(found), "tokens": found[0].count}
     if len(found) > 1:
         metrics |= {f"{term.name}_loss": losses.total([term._replace(weight=1.0)]) for term in found}
-    return metrics
-
-
-class _Feed:
-    """Checks a batch and lays it on the mesh."""
-
-    def __init__(self, model: modelzoo.Model, rules: parallel.Rules | None, accumulate: int):
-        self.model, self.rules, self.accumulate = model, rules, accumulate
-        self.labels = {part.labels for part in losses.objective(model)}
-        self.names = modelzoo.input_names(model)
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The model's keyword arguments in a batch."""
-        return {name: value for name, value in batch.items() if name in self.names}
-
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        """The batch as global arrays, abstract ones staying so."""
-        if unknown := sorted(set(batch) - self.names - self.labels):
-            raise ValueError(
-                f"batch key {unknown[0]!r} is neither an input nor a label of {type(self.model).__name__}: "
-                f"the labels are {sorted(self.labels)}"
-            )
-        if missing := sorted(self.labels - set(batch)):
-            name = type(self.model).__name__
-            raise ValueError(f"the batch has no {missing[0]!r}, which {name} learns from")
-        losses.check_labels(self.model, batch)
-        if jax.process_count() > 1 and self.rules is not None:
-            sharding = parallel.batch_sharding(self.rules)
-            local = {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
-            whole = {
-                name: jax.make_array_from_process_local_data(sharding, value) for name, value in local.items()
-            }
-            batch = {**batch, **whole}
-        self._check_rows({name: value.shape[0] for name, value in batch.items()})
-        return {name: self._place(value) for name, value in batch.items()}
-
-    def num_microbatches(self, rows: int, wanted: int | None, num_stages: int) -> int:
-        """M for a batch of so many rows.
-
-        Raises:
-            ValueError: the wanted number does not divide the rows of every shard; names the nearest that does.
-        """
-        shards = 1 if self.rules is None else self.rules.num_shards("act_batch")
-        fits = [m for m in range(1, rows // shards + 1) if rows % (m * shards) == 0]
-        if wanted is None:
-            few = [m for m in fits if m <= 4 * num_stages]
-            wanted = max([m for m in few if m % num_stages == 0] or few)
-        if wanted not in fits:
-            raise ValueError(
-                f"microbatches={wanted} do not divide a batch of {rows} rows over {shards} shards (mesh data x fsdp): "
-                f"the nearest that does is {min(fits, key=lambda m: abs(m - wanted))}"
-            )
-        if wanted < num_stages:
-            share = pipeline.make_schedule("1f1b", num_stages, wanted).bubble()
-            warnings.warn(
-                f"microbatches={wanted} are fewer than stage={num_stages}: the stages wait {share:.0%} of the time",
-                stacklevel=2,
-            )
-        return wanted
-
-    def _check_rows(self, rows: Mapping[str, int]) -> None:
-        size = next(iter(rows.values()))
-        if any(other != size for other in rows.values()):
-            raise ValueError(f"the batch's arrays differ in their first dimension: {dict(rows)}")
-        shards = 1 if self.rules is None else self.rules.num_shards("act_batch")
-        if size % (shards * self.accumulate):
-            raise ValueError(
-                f"a batch of {size} rows does not divide into accumulate={self.accumulate} slices over "
-                f"{shards} shards (mesh data x fsdp): make it a multiple of {shards * self.accumulate}"
-            )
-
-    def _place(self, value: Any) -> Any:
-        if self.rules is None:
-            return value
-        sharding = parallel.batch_sharding(self.rules)
-        if isinstance(value, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-        return jax.device_put(value, sharding)
+    return metrics | ({"z_loss": sums["z_loss"]} if "z_loss" in sums else {})

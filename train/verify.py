@@ -81,7 +81,7 @@ def replay(flags: Flags) -> bool:
     work = open_work(experiment, rules)
     batches = HashedBatches(work.batches, experiment.shard(rules))
     saver = Saver(flags.run, model=model, every=1, read_only=True)
-    target = abstract_state(model, experiment.optimizer, rules=rules)
+    target = abstract_state(model, experiment.optimizer, rules=rules, options=experiment.options)
     if first:
         state, extra = saver.restore(target, first)
         check_same_data(experiment, work, extra["fingerprint"])
@@ -89,7 +89,8 @@ def replay(flags: Flags) -> bool:
     else:
         key = jax.random.key(run.seed)
         params = None if experiment.start is None else experiment.start.read_params(model, rules, key)
-        state = init_state(model, experiment.optimizer, rules=rules, rng=key, params=params)
+        begin: dict[str, Any] = dict(rules=rules, rng=key, params=params, options=experiment.options)
+        state = init_state(model, experiment.optimizer, **begin)
     here = certificate.circumstances(rules.mesh.shape)
     train_step = experiment.make_step(rules)
     for start, stop in zip([first, *stops], stops, strict=False):

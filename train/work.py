@@ -57,6 +57,7 @@ def open_work(experiment: Experiment, rules: parallel.Rules) -> Work:
 def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int]) -> Work:
     """Tokens on disk, then batches whose order follows from (seed, step) alone."""
     from train.data import batches as text
+    from train.data.rampup import BatchSizes
     from train.data.tokens import prepare_tokens
     from train.objectives.rows import ObjectiveBatches, TextRows
     from train.step import make_eval_step
@@ -76,7 +77,7 @@ def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int])
     sizes: Any = dict(
         sequence_length=run.sequence_length, global_batch_size=run.global_batch_size, shard=shard
     )
-    batches: Any = text.train_batches(tokens, seed=run.seed, **sizes)
+    batches: Any = text.train_batches(tokens, seed=run.seed, rampup=run.batch_rampup, **sizes)
     texts = {"tokenizer.json": tokens.tokenizer_file.read_text()}
     rows = None
     if model.task != LEFT_TO_RIGHT:
@@ -88,7 +89,8 @@ def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int])
     def evaluate(params: Any) -> dict[str, float]:
         held_out = text.validation_batches(tokens, max_batches=run.eval_batches, **sizes)
         if rows is not None:
-            held_out = rows.held_out(held_out, batches.rows, run.global_batch_size, run.eval_batches)
+            mine = BatchSizes(run.global_batch_size).part(0, shard)
+            held_out = rows.held_out(held_out, mine, run.global_batch_size, run.eval_batches)
         sums = [eval_step(params, batch) for batch in held_out]
         counted = sum(int(s["tokens"]) for s in sums)
         if not counted:
@@ -151,7 +153,13 @@ def _examples(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, i
     cut = f"; {num_cut:,} do not fit {run.sequence_length} tokens" if num_cut else ""
     return Work(
         batches=RowBatches(
-            rows, head.batch, lengths=lengths, batch_size=run.global_batch_size, seed=run.seed, shard=shard
+            rows,
+            head.batch,
+            lengths=lengths,
+            batch_size=run.global_batch_size,
+            seed=run.seed,
+            shard=shard,
+            rampup=run.batch_rampup,
         ),
         evaluate=evaluation,
         texts=words.files,

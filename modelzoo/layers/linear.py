@@ -6,8 +6,10 @@ activation with a kernel in that order runs at the memory's read bandwidth, and 
 passed to `apply` may be in int8 (`layers.quantized`).
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import flax.linen as nn
@@ -144,10 +146,33 @@ def _contract_backward(
 contract.defvjp(_contract_forward, _contract_backward)
 
 
-def product(x: jax.Array, kernel: Any, num_in: int) -> jax.Array:
-    """`contract` by the name that remat policies know, of a kernel that may be `Quantized`."""
+Multiply = Callable[[jax.Array, jax.Array, int], jax.Array]
+
+_CONTRACT = cast(Multiply, contract)
+_MULTIPLY: contextvars.ContextVar[Multiply] = contextvars.ContextVar("multiply", default=_CONTRACT)
+_OF_LAYERS = frozenset({"heads", "mlp"})
+
+
+@contextlib.contextmanager
+def multiply_by(multiply: Multiply) -> Iterator[None]:
+    """Has `multiply` called in place of `contract` for the kernels of attention and MLPs in all that is traced inside.
+
+    This is how training computes them in fewer bits. Heads and adapters are multiplied as ever.
+
+    Args:
+        multiply: (x, kernel, number of dimensions to contract) -> their product, differentiable.
+    """
+    token = _MULTIPLY.set(multiply)
+    try:
+        yield
+    finally:
+        _MULTIPLY.reset(token)
+
+
+def product(x: jax.Array, kernel: Any, num_in: int, multiply: Multiply = _CONTRACT) -> jax.Array:
+    """`multiply` by the name that remat policies know, of a kernel that may be `Quantized`."""
     if not is_quantized(kernel):
-        return checkpoint_name(contract(x, kernel, num_in), PRODUCT)
+        return checkpoint_name(multiply(x, kernel, num_in), PRODUCT)
     values, scale = kernel.values.astype(x.dtype), kernel.scale.reshape(kernel.scale.shape[num_in:])
     inputs = (_last(x, num_in), tuple(range(num_in)))
     y = lax.dot_general(x, values, (inputs, ((), ())), preferred_element_type=jnp.float32)
@@ -157,6 +182,55 @@ def product(x: jax.Array, kernel: Any, num_in: int) -> jax.Array:
 def dropout_layer(rate: float) -> nn.Dropout:
     """Dropout of one probability; identity when its call says `deterministic`."""
     return nn.Dropout(rate, rng_collection="dropout")
+
+
+class Adapter(nn.Module):
+    """A low-rank addition to what a kernel makes, of parameters passed in: scale * (x · a) · b (`modelzoo.tuning`).
+
+    Attributes:
+        inputs, outputs, axes: of the kernel.
+        dtype: computation dtype.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        num_in, rank = len(self.inputs), self.get_variable("params", "a").shape[-1]
+
+        def given(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Any:
+            return parameter(self, name, nn.initializers.zeros, shape, axes, self.dtype, self.dtype)
+
+        a = given("a", (*self.inputs, rank), (*self.axes[:num_in], None))
+        b = given("b", (rank, *self.outputs), (None, *self.axes[num_in:]))
+        if self.has_variable("params", "dropout") and self.has_rng("dropout"):
+            kept = 1 - given("dropout", (), ())
+            drawn = jax.random.bernoulli(self.make_rng("dropout"), kept.astype(jnp.float32), x.shape)
+            x = jnp.where(drawn, x / kept, jnp.zeros_like(x))
+        return given("scale", (), ()) * product(product(x, a, num_in), b, 1)
+
+
+def add_adapter(
+    module: nn.Module,
+    x: jax.Array,
+    y: jax.Array,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    axes: tuple[str | None, ...],
+) -> jax.Array:
+    """What a kernel makes of x, y, with what its adapter adds, if one stands beside it in the parameters.
+
+    Args:
+        module: that owns the kernel.
+        x, y: [..., inputs] and [..., outputs].
+        inputs, outputs, axes: of the kernel.
+    """
+    if not module.has_variable("params", "lora"):
+        return y
+    return y + Adapter(inputs, outputs, axes, y.dtype, name="lora", parent=module)(x)
 
 
 class Linear(nn.Module):
@@ -185,7 +259,10 @@ class Linear(nn.Module):
         num_in = len(self.inputs)
         shape, dtypes = (*self.inputs, *self.outputs), (self.param_dtype, self.dtype)
         kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes, *dtypes)
-        y = product(x.astype(self.dtype), kernel, num_in)
+        x = x.astype(self.dtype)
+        multiply = _MULTIPLY.get() if _OF_LAYERS.intersection(self.axes) else _CONTRACT
+        y = product(x, kernel, num_in, multiply)
+        y = add_adapter(self, x, y, self.inputs, self.outputs, self.axes)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, self.axes[num_in:], *dtypes)
             y = add_bias(y, bias)

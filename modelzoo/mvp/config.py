@@ -42,6 +42,8 @@ class MvpConfig(ModelConfig):
         "num_attention_heads": "encoder_attention_heads",
     }
 
+    additions: ClassVar[tuple[str, ...]] = ("use_prompt",)
+
     vocab_size: int = 50267
     max_position_embeddings: int = 1024
     d_model: int = 1024

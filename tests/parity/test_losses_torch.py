@@ -10,7 +10,7 @@ from transformers.loss import loss_utils
 
 import modelzoo
 import train
-from train import optim
+from train import optim, schedules
 
 SIZES = dict(
     vocab_size=67, n_embd=48, n_layer=2, n_head=4, rotary_dim=4, n_positions=32, n_inner=80, pad_token_id=0
@@ -107,7 +107,7 @@ def test_ten_optimizer_steps_are_those_of_torch(tmp_path):
     warmup = torch.optim.lr_scheduler.LambdaLR(torch_optimizer, lambda step: min(1.0, (step + 1) / 4))
 
     model, params = modelzoo.from_hf(tmp_path)
-    rate = optim.warmup_linear(peak=3e-3, num_steps=14, warmup_steps=4, end_fraction=1.0)
+    rate = schedules.warmup_linear(peak=3e-3, num_steps=14, warmup_steps=4, end_fraction=1.0)
     optimizer = optim.adamw(learning_rate=rate, b2=0.95, weight_decay=0.1, clip_norm=0.5)
     state = train.init_state(model, optimizer, params=params)
     step = train.make_train_step(model, optimizer, accumulate=2, learning_rate=rate)

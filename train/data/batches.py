@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from train.data.packing import labels_of, pack
+from train.data.rampup import BatchSizes
 from train.data.shards import Split
 from train.data.tokens import TokenData
 
@@ -30,11 +31,17 @@ class BatchSource(Protocol):
 
     Attributes:
         step: number of the batch that `next` gives, from 0.
-        rows: of the global batch, those that this process gets.
+        rows: of that global batch, those that this process gets.
     """
 
     step: int
-    rows: range
+
+    @property
+    def rows(self) -> range: ...
+
+    def rows_of(self, step: int) -> range:
+        """Of a step's global batch, those that this process gets."""
+        ...
 
     def __next__(self) -> Batch:
         """This process's rows of the next global batch, [rows, ...] each."""
@@ -112,9 +119,18 @@ def _rows(data: TokenData, split: Split, length: int, windows: type[_Windows]) -
 class TextBatches:
     """A `BatchSource` of text; made by `train_batches`."""
 
-    def __init__(self, dataset: grain.IterDataset, rows: range):
+    def __init__(self, dataset: grain.IterDataset, sizes: BatchSizes, shard: tuple[int, int]):
         self._batches = iter(dataset)
-        self.rows, self.step = rows, 0
+        self._sizes, self._shard, self.step = sizes, shard, 0
+
+    @property
+    def rows(self) -> range:
+        """Of the next global batch, those that this process gets."""
+        return self.rows_of(self.step)
+
+    def rows_of(self, step: int) -> range:
+        """Of a step's global batch, those that this process gets."""
+        return self._sizes.part(step, self._shard)
 
     def __iter__(self) -> "TextBatches":
         return self
@@ -142,6 +158,7 @@ def train_batches(
     global_batch_size: int,
     seed: int,
     shard: tuple[int, int] = (0, 1),
+    rampup: tuple[int, int, int] | None = None,
 ) -> TextBatches:
     """An endless stream of shuffled rows; every epoch of every part has its own order.
 
@@ -151,6 +168,7 @@ def train_batches(
         global_batch_size: B, over all processes.
         seed: of the order.
         shard: (index, count): this process reads piece `index` of `count` equal pieces of each global batch.
+        rampup: how the first batches grow to B (`rampup.BatchSizes`); the rows come in the same order.
 
     Returns:
         A `BatchSource` of "input_ids" and "labels", int32 [B / count, T], and with packing='documents' "segment_ids"
@@ -161,8 +179,8 @@ def train_batches(
         ValueError: fewer tokens than one row, or a batch that the shards do not divide.
     """
     index, count = shard
-    if global_batch_size % count:
-        raise ValueError(f"global_batch_size = {global_batch_size}: {count} processes do not divide it")
+    sizes = BatchSizes(global_batch_size, rampup)
+    sizes.check_shards(count)
     parts = []
     for i, split in enumerate(data.train):
         rows = _rows(data, split, sequence_length, _Windows)
@@ -175,13 +193,19 @@ def train_batches(
     rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(data.weights))
     # Batches of one shard's size, of which this process takes every count-th: so the global batch of a step
     # is the same rows in the same order for any count.
-    size = global_batch_size // count
-    dataset = (
-        rows.batch(size, drop_remainder=True)
-        .slice(slice(index, None, count))
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED))
-    )
-    return TextBatches(dataset, range(index * size, (index + 1) * size))
+    if rampup is None:
+        batches = rows.batch(global_batch_size // count, drop_remainder=True).slice(slice(index, None, count))
+    else:
+        batches = grain.MapDataset.range(2**62).map(lambda step: _stacked(rows, sizes, int(step), shard))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)
+    return TextBatches(batches.to_iter_dataset(options), sizes, shard)
+
+
+def _stacked(rows: Any, sizes: BatchSizes, step: int, shard: tuple[int, int]) -> Batch:
+    """A process's rows of a step's batch, from random access to all rows in order."""
+    first = sizes.before(step)
+    chosen = [rows[first + i] for i in sizes.part(step, shard)]
+    return {name: np.stack([row[name] for row in chosen]) for name in chosen[0]}
 
 
 def _part_seed(seed: int, part: int) -> int:

@@ -196,24 +196,27 @@ class ObjectiveBatches:
 
     def __init__(self, text: Any, make: TextRows, seed: int):
         self._text, self._make, self._seed = text, make, seed
-        self._step, self.rows = int(text.step), text.rows
+        self._step, self._rows = int(text.step), text.rows_of
 
     @property
     def step(self) -> int:
         """The number of the batch that comes next, from 0."""
         return self._step
 
+    @property
+    def rows(self) -> range:
+        """Of that global batch, those that this process gets."""
+        return self._rows(self._step)
+
     def __iter__(self) -> "ObjectiveBatches":
         return self
 
     def __next__(self) -> Batch:
-        step, make = self._step, self._make
+        step, make, rows = self._step, self._make, self.rows
         self._step += 1
         if make.made_of_windows:
-            return _each(
-                next(self._text), lambda i, row: make.corrupt(row, _rng(self._seed, step, self.rows[i]))
-            )
-        made = [make.make(make.data.train, _rng(self._seed, step, row)) for row in self.rows]
+            return _each(next(self._text), lambda i, row: make.corrupt(row, _rng(self._seed, step, rows[i])))
+        made = [make.make(make.data.train, _rng(self._seed, step, row)) for row in rows]
         return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
     def get_state(self) -> dict[str, Any]:

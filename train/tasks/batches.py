@@ -6,6 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from train.data.rampup import BatchSizes
 from train.tasks.head import Row
 
 Collate = Callable[[Sequence[Row], int], dict[str, np.ndarray]]
@@ -21,10 +22,10 @@ class RowBatches:
         batch_size: B, over all processes.
         seed: of the order.
         shard: (index, count): this process's part of each global batch.
+        rampup: how the first batches grow to B (`train.data.rampup.BatchSizes`).
 
     Attributes:
         step: the number of the batch that comes next, from 0.
-        rows: the rows of the global batch that are this process's.
 
     Raises:
         ValueError: no rows, or a batch that the shards do not divide.
@@ -39,26 +40,30 @@ class RowBatches:
         batch_size: int,
         seed: int,
         shard: tuple[int, int] = (0, 1),
+        rampup: tuple[int, int, int] | None = None,
     ):
-        index, count = shard
-        if batch_size % count:
-            raise ValueError(f"global_batch_size = {batch_size}: {count} processes do not divide it")
+        self._sizes, self._shard = BatchSizes(batch_size, rampup), shard
+        self._sizes.check_shards(shard[1])
         if not rows:
             raise ValueError("there is no example to train on")
-        self._rows, self._collate, self._lengths, self._size = rows, collate, tuple(lengths), batch_size
+        self._rows, self._collate, self._lengths = rows, collate, tuple(lengths)
         self._order: Any = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-        self.rows = range(index * (batch_size // count), (index + 1) * (batch_size // count))
         self.step = 0
+
+    @property
+    def rows(self) -> range:
+        """The rows of that global batch that are this process's."""
+        return self._sizes.part(self.step, self._shard)
 
     def __iter__(self) -> "RowBatches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        first = self.step * self._size
-        chosen = [self._rows[int(self._order[first + i])] for i in range(self._size)]
+        first, mine = self._sizes.before(self.step), self.rows
+        chosen = [self._rows[int(self._order[first + i])] for i in range(self._sizes.of(self.step))]
         self.step += 1
         length = padded_length(chosen, self._lengths)
-        return self._collate([chosen[i] for i in self.rows], length)
+        return self._collate([chosen[i] for i in mine], length)
 
     def get_state(self) -> dict[str, Any]:
         """How far it is."""

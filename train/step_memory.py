@@ -1,0 +1,97 @@
+"""What a training step takes of a chip's memory, by arithmetic, class by class.
+
+Parameters and optimizer state follow from shapes and shards. What a layer keeps for its backward pass follows from
+what JAX saves under each policy. What lives while a layer or the head is being computed is the compiler's to say: the
+factors below describe what libtpu 0.0.42 was seen to allocate, and tests/planned.json holds them to that.
+"""
+
+from parallel.anatomy import Stack
+from train.step_cost import F32, StepCost
+
+WORKING = {
+    "scores": 1.45,  # attention's, of one layer, in float32
+    "inner": 3.9,  # what stands between the products of a layer, in the step's dtype
+    "stream": 13.5,  # what stands between layers, whole, in the step's dtype
+    "kept": 4.1,  # what one layer keeps
+    "kernels": 1.0,  # of one layer, gathered
+    "casts": 1.9,  # the shards of all layers' kernels in the step's dtype
+    "logits": 1.1,
+    "tables": 0.15,  # of embedding and head, gathered, in float32
+}
+"""Copies that live at once beside what is kept, as least squares over tests/planned.json finds them. Where there is
+room the compiler leaves gaps, so these are more than a layer needs."""
+
+TABLE = 3.0
+"""Copies of the embedding's gathered table in float32 that live while its gradient is summed, when no layer runs."""
+
+
+def memory_of(cost: StepCost) -> dict[str, int]:
+    """Bytes on one chip by class: parameters, optimizer state, gradients, saved activations, temporaries."""
+    layers = [leaf for stack in cost.anatomy.stacks for leaf in stack.leaves]
+    found = {
+        "parameters": cost.elements(cost.anatomy.leaves) * F32,
+        "optimizer state": sum(
+            (size if leaf is None else leaf.size_on(cost.shards)) * width
+            for leaf, size, width in cost.state.arrays
+        ),
+        "gradients": cost.elements(layers) * F32,
+        "saved activations": _saved(cost),
+        "temporaries": _working(cost),
+    }
+    return {name: int(size) for name, size in found.items()}
+
+
+def _stream_shards(cost: StepCost) -> int:
+    """Over how many chips of one sequence the activations between layers are split."""
+    return cost.shards["act_stream"] // cost.shards["act_length"]
+
+
+def _saved(cost: StepCost) -> float:
+    total, tokens = 0.0, cost.pass_tokens
+    for stack in cost.anatomy.stacks:
+        total += stack.num_layers / cost.stages * saved_of_layer(cost, stack) * tokens
+        if cost.timetable is not None:
+            entering = tokens * stack.hidden * cost.work.width / _stream_shards(cost)
+            total += entering * cost.timetable.num_in_flight * cost.work.virtual_stages
+    return total
+
+
+def saved_of_layer(cost: StepCost, stack: Stack) -> float:
+    """Bytes that a layer keeps of each token for its backward pass."""
+    width, between = cost.work.width, stack.hidden / _stream_shards(cost)
+    inner = stack.num_heads / cost.shards["heads"] * stack.head_dim
+    hidden = stack.mlp_dim / cost.shards["mlp"]
+    if cost.work.remat == "full":
+        return between * width
+    if cost.work.remat == "dots":
+        # What a product's result is not needed for, going back, is not kept: the last one before a residual.
+        added = 0 if stack.is_parallel else stack.num_attentions + (not stack.norm_first)
+        return (between * (1 + added) + 3 * inner * stack.num_attentions + hidden) * width
+    scores = stack.num_attentions * stack.num_heads / cost.shards["heads"] * cost.work.length
+    kept = 2 * between + 4 * inner * stack.num_attentions + 6 * hidden
+    kept = kept * width + 3 * stack.num_norms * between * F32
+    return kept + scores * (F32 + width)
+
+
+def _working(cost: StepCost) -> float:
+    """What lives while a layer or the head computes, beside what is kept for later."""
+    anatomy, tokens, width = cost.anatomy, cost.pass_tokens, cost.work.width
+    found = dict.fromkeys(WORKING, 0.0)
+    found["stream"] = tokens * anatomy.hidden * width
+    found["logits"] = tokens * anatomy.vocab / cost.shards["act_vocab"] * width
+    found["tables"] = cost.gathered([anatomy.table, *anatomy.head_kernels]) * F32
+    for stack in anatomy.stacks:  # they run one after another
+        heads = stack.num_heads / cost.shards["heads"]
+        inner = heads * stack.head_dim + stack.mlp_dim / cost.shards["mlp"]
+        layers = stack.num_layers / cost.stages
+        for name, size in (
+            ("scores", tokens * heads * cost.work.length * F32),
+            ("inner", tokens * inner * width),
+            ("kept", tokens * saved_of_layer(cost, stack)),
+            ("kernels", cost.gathered(stack.kernels) / layers * width),
+        ):
+            found[name] = max(found[name], size)
+        found["casts"] += cost.elements(stack.kernels) * width * (width < F32)
+    table = cost.gathered([anatomy.table]) * F32
+    ends = TABLE * table + WORKING["casts"] * found["casts"]
+    return max(ends, sum(WORKING[name] * size for name, size in found.items()))
