@@ -16,6 +16,7 @@ import pytest
 
 import parallel
 from parallel import cluster
+from tests import small_tokenizers
 from tests.cluster_process import run
 from tests.test_train_main import TINY
 from train.experiment import Experiment
@@ -24,6 +25,19 @@ ROOT = Path(__file__).parents[1]
 STEPS = 8
 LIMIT = 180  # seconds; only a hang takes so long
 JOIN = "import parallel; parallel.initialize(timeout=float('{}'))"
+
+FINE_TUNING = {
+    "train.num_steps": "4",
+    "train.global_batch_size": "8",
+    "train.log_every": "1",
+    "train.sequence_length": "16",
+    "train.model_class": "'MegatronBertForSequenceClassification'",
+    "train.preset": "'tiny-megatron-bert'",
+    "train.optimizer": "@adamw()",
+    "mesh.data": "2",
+    "task.train_file": "'a.jsonl'",
+    "task.tokenizer": "'words'",
+}
 
 
 def free_port():
@@ -310,3 +324,34 @@ def test_a_port_in_use_is_named():
             OSError, match=f"process 0 cannot listen on port {number}: Address already in use"
         ):
             cluster._roll_call(cluster._Cluster(f"127.0.0.1:{number}", 2, 0), 1)
+
+
+@pytest.mark.long
+def test_two_processes_fine_tune_as_one_does(tmp_path):
+    rows = [
+        {"text": ("the fox", "the lazy dog")[i % 2] + " jumps" * (i % 3), "label": "ab"[i % 2]}
+        for i in range(40)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words").mkdir()
+    small_tokenizers.save(small_tokenizers.bert(), tmp_path / "words", **small_tokenizers.BERT_PURPOSES)
+    found = {}
+    for count in (1, 2):
+        settings = FINE_TUNING | {"train.workdir": f"'{count}'"}
+        command = ["-m", "train", *(f"--gin_param={key}={value}" for key, value in settings.items())]
+        said = results(dict.fromkeys(range(count), command), devices=2 // count, cwd=tmp_path)
+        assert {code for code, _, _ in said.values()} == {0}, said
+        lines = [
+            json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
+        ]
+        found[count] = [line["loss"] for line in lines if "loss" in line]
+        found[count] += [line["eval_loss"] for line in lines if "eval_loss" in line]
+        texts = [
+            json.loads(line)
+            for line in (tmp_path / str(count) / "predictions.jsonl").read_text().splitlines()
+        ]
+        found[f"labels {count}"] = [{k: v for k, v in text.items() if isinstance(v, str)} for text in texts]
+    assert len(found[1]) == 5
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-6)
+    assert found["labels 2"] == found["labels 1"]
+    assert len(found["labels 1"]) > 4

@@ -16,7 +16,15 @@ from modelzoo.layers.stack import is_unstacked
 from modelzoo.mvp.inputs import shift_right
 from modelzoo.mvp.stacks import MvpDecoder
 from modelzoo.outputs import BaseModelOutput
-from tests.zoo import assert_close, assert_close_relative, leaves_by_name, quick_jit, random_params, tiny_mvp
+from tests.zoo import (
+    assert_close,
+    assert_close_relative,
+    leaves_by_name,
+    quick_jit,
+    random_params,
+    tiny_mvp,
+    vector_jit,
+)
 
 START, PAD, END = 9, 1, 2
 MODEL: Any = modelzoo.MvpForConditionalGeneration(tiny_mvp())
@@ -31,6 +39,10 @@ BOTH = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": DECODER_I
 def forward(model: Any, params: Any, inputs: Any, rngs: Any = None, **flags: Any) -> Any:
     flags = dict(output_hidden_states=True, output_attentions=True) | flags
     return model.apply({"params": params}, **inputs, **flags, rngs=rngs)
+
+
+in_the_same_roundings = vector_jit(forward.__wrapped__, static_argnums=0)
+"""`forward` for bitwise comparisons: at level 0 XLA rounds the same sums of two programs in two ways."""
 
 
 def shape_of(model: Any, **inputs: Any) -> Any:
@@ -52,13 +64,15 @@ class TestDecoderInputs:
         assert shifted.dtype == jnp.int32
 
     @pytest.mark.parametrize("source", ["labels", "input_ids"])
-    def test_without_its_own_the_decoder_reads_labels_or_else_the_encoders(self, source, expected):
+    def test_without_its_own_the_decoder_reads_labels_or_else_the_encoders(self, source):
+        forward = in_the_same_roundings
         labels = jnp.roll(DECODER_IDS, -1, axis=1).at[0, 2].set(-100)
         inputs = {"input_ids": IDS} | ({"labels": labels} if source == "labels" else {})
         target = labels if source == "labels" else IDS
         told = {"input_ids": IDS, "decoder_input_ids": shift_right(target, MODEL.config)}
         assert_close(forward(MODEL, PARAMS, inputs), forward(MODEL, PARAMS, told), 0.0)
-        assert_close(forward(MODEL, PARAMS, BOTH | {"labels": labels}), expected, 0.0)  # its own come first
+        with_labels = forward(MODEL, PARAMS, BOTH | {"labels": labels})
+        assert_close(with_labels, forward(MODEL, PARAMS, BOTH), 0.0)  # its own come first
 
     def test_a_training_batch_may_hold_labels(self):
         """The train step hands a model those of a batch's keys that it takes."""
