@@ -16,6 +16,9 @@ import optax
 
 import modelzoo
 from train.schedules import check_ranges
+from train.schedules import constant as constant
+from train.schedules import warmup_cosine as warmup_cosine
+from train.schedules import warmup_linear as warmup_linear
 
 __all__ = ["adamw"]
 
