@@ -67,3 +67,14 @@ def rng():
     import jax
 
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Hides all devices but the first, for a module's tests: the smallest programs to compile."""
+    import jax
+
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: first)
+        yield

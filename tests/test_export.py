@@ -30,13 +30,7 @@ train.workdir = 'lora'
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """The smallest programs to compile; tests/test_trained.py has meshes."""
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: first)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -17,13 +16,7 @@ from train import integrity, optim, verify
 ALONE = "mesh.data = 1\nmesh.fsdp = 1\nmesh.tensor = 1\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """The smallest programs to compile."""
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: first)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
