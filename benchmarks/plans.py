@@ -3,6 +3,7 @@
     make plans                                  all of them, with their pages in docs/plans/
     python -m benchmarks.plans gptj-6b-v5e      some of them
     python -m benchmarks.plans --table          what was recorded, against today's arithmetic; compiles nothing
+    python -m benchmarks.plans --rows           the table of docs/planning.md; compiles nothing
 
 What the compiler said is kept in tests/planned.json, so that the tests can hold arithmetic to it without a compiler.
 """
@@ -25,6 +26,7 @@ from parallel.terminal import model_of, user_errors
 from parallel.topology import stay_on_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
+LIMITED = {"compute": "matrix units", "HBM": "memory", "network": "links"}
 RECORD = ROOT / "tests" / "planned.json"
 PAGES = ROOT / "docs" / "plans"
 
@@ -88,7 +90,11 @@ CASES: dict[str, Training | Decoding] = {
     "bloom-176b-decode": Decoding("bloom-176b", "v5p:2x2x2", (("rows", 8),)),
     "bloom-176b-decode-int8": Decoding("bloom-176b", "v5p:2x2x1", (("rows", 8), ("quantize", "int8"))),
     # Before: what the plans above improve on, or other meshes, models and policies to hold the arithmetic to.
+    "mvp-fsdp16": _extra("pretrain/mvp.gin", "v5e:4x4", "fsdp=16", "train.remat='full'"),
     "bloom-176b-full": _extra(BLOOM, "v5p:8x8x8", None, "train.remat='full'"),
+    "bloom-176b-small-dots": _extra(
+        "pretrain/bloom-176b-small.gin", "v5p:4x4x4", None, "train.remat='dots'", "train.accumulate=2"
+    ),
     "gptj-6b-fsdp64-full": _extra(GPTJ, "v5p:4x4x4", "fsdp=64"),
     "gptj-6b-fsdp64-dots": _extra(GPTJ, "v5p:4x4x4", "fsdp=64", "train.remat='dots'"),
     "gptj-6b-fsdp16-tensor4": _extra(GPTJ, "v5p:4x4x4", "fsdp=16,tensor=4"),
@@ -128,6 +134,8 @@ class Flags:
     """Of plans; by default all that are shipped."""
     table: bool = False
     """Compile nothing: print what was recorded."""
+    rows: bool = False
+    """Compile nothing: print the table of docs/planning.md."""
     all: bool = False
     """Also those that are not shipped."""
     missing: bool = False
@@ -166,13 +174,36 @@ def record(name: str, compiled: Compiled) -> None:
     RECORD.write_text(json.dumps(recorded() | {name: kept}, indent=1, sort_keys=True) + "\n")
 
 
-def errors() -> Iterator[tuple[str, float, int]]:
-    """(name, relative error of arithmetic, the compiler's bytes) of every recorded case."""
-    for name, kept in recorded().items():
-        if name in CASES:
-            compiled = Compiled({}, sent=(), seconds=0.0, **kept)
-            predicted = plan_of(CASES[name], compile=False).predicted_bytes
-            yield name, predicted / compiled.total - 1, compiled.total
+def errors(kind: Any = (Training, Decoding)) -> Iterator[tuple[str, float, int]]:
+    """(name, relative error of arithmetic, the compiler's bytes) of every recorded case of a kind."""
+    for name in recorded():
+        if isinstance(CASES.get(name), kind):
+            yield name, plan_of(CASES[name], compile=False).predicted_bytes / held(name) - 1, held(name)
+
+
+def held(name: str) -> int:
+    """Bytes that the compiler gave one chip."""
+    return Compiled({}, sent=(), seconds=0.0, **recorded()[name]).total
+
+
+def shipped_rows() -> list[str]:
+    """Lines of docs/planning.md: each shipped plan with what the compiler said and what the roofline predicts."""
+    rows = []
+    for name, case in CASES.items():
+        if case.shipped and name in recorded():
+            forecast = plan_of(case, compile=False).forecast
+            hbm = forecast.topology.chip.hbm_bytes / GIB
+            page, bytes_held = f"[{name}](plans/{name}.txt)", f"{held(name) / GIB:.1f} of {hbm:.1f} GiB"
+            shares = forecast.shares()
+            worst = max(shares, key=shares.__getitem__)
+            limit = f"{LIMITED[worst]}, {shares[worst] / forecast.seconds:.0%}"
+            if isinstance(case, Decoding):
+                what = f"{1e3 * forecast.seconds:.1f} ms", f"{forecast.tokens_per_second:,.0f} tokens/s"
+            else:
+                apart = forecast.utilisation(forecast.seconds_apart)
+                what = f"{forecast.seconds:.3g} s", f"{forecast.utilisation():.0%} ({apart:.0%})"
+            rows.append(f"| {page} | {case.topology} | {bytes_held} | {what[0]} | {what[1]} | {limit} |")
+    return rows
 
 
 def print_table() -> None:
@@ -199,6 +230,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with user_errors():
         if flags.table:
             print_table()
+            return
+        if flags.rows:
+            print("\n".join(shipped_rows()))
             return
         if unknown := [name for name in flags.names if name not in CASES]:
             raise ValueError(f"no plan {unknown[0]!r}: there are {', '.join(CASES)}")

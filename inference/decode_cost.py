@@ -79,7 +79,7 @@ class DecodeCost:
         """Keys and values on one chip."""
         request, total = self.request, 0.0
         for stack in self.generating:
-            per_slot = 2 * stack.num_layers * stack.num_heads / self.shards["heads"]
+            per_slot = 2 * stack.num_layers * stack.num_kv_heads / self.shards["kv"]
             per_slot *= stack.head_dim * request.cache_width + (
                 SCALE_BYTES if request.cache_width == 1 else 0
             )

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from parallel.terminal import model_of, user_errors
-from parallel.topology import stay_on_cpu
 
 EXAMPLES = """\
 Plans decoding on TPUs or GPUs that are not here: memory of a chip (parameters, cache,
@@ -96,14 +95,16 @@ def make_plan(flags: Flags) -> bool:
     Raises:
         ValueError: the flags do not fit the model, the chips or each other.
     """
+    from parallel.topology import stay_on_cpu  # here, not above: `--help` should answer at once
+
     stay_on_cpu()
     from inference.planning import Planner
+    from parallel.plan_page import check_picture, show
 
     for name in ("rows", "prompt", "new"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name} {getattr(flags, name)}: it is at least 1")
-    if flags.picture is not None and flags.picture.suffix not in (".svg", ".png"):
-        raise ValueError(f"--picture {flags.picture}: its name ends in .svg or .png")
+    check_picture(flags.picture)
     planner = Planner(
         model_of(flags.model, flags.model_class, flags.set),
         dtype=flags.dtype,
@@ -133,8 +134,6 @@ def make_plan(flags: Flags) -> bool:
     if flags.json:
         sys.stdout.write(json.dumps(found.to_dict(), indent=1) + "\n")
     else:
-        from parallel.plan_page import show
-
         show(found)
     return found.fits
 

@@ -188,4 +188,5 @@ class Planner:
             flops=count_flops(Program(program.as_text())),
             sent=[Sent(g.kind, g.axes, g.count, g.bytes_sent, g.module) for g in report.grouped()],
             seconds=time.perf_counter() - begun,
+            compiler=places.compiler(),
         )

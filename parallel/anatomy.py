@@ -60,6 +60,8 @@ class Stack:
         hidden, mlp_dim: D, F.
         num_norms: norms of a layer.
         norm_first: they stand before attention and MLP rather than behind them.
+        num_kv_heads: K.
+        mlp_inputs: kernels that enter the MLP: 2 with a gate.
     """
 
     path: tuple[str, ...]
@@ -72,6 +74,8 @@ class Stack:
     mlp_dim: int
     num_norms: int
     norm_first: bool
+    num_kv_heads: int
+    mlp_inputs: int
 
     @functools.cached_property
     def kernels(self) -> tuple[Leaf, ...]:
@@ -173,8 +177,9 @@ def _has_dropout(config: Any) -> bool:
 def _stack(path: tuple[str, ...], leaves: list[Leaf], norm_first: bool) -> Stack:
     queries = [leaf for leaf in leaves if leaf.path[-2:] == ("query", "kernel")]
     num_layers, hidden, num_heads, head_dim = queries[0].shape
+    keys = next(leaf for leaf in leaves if leaf.path[-2:] == ("key", "kernel"))
     mlp = next(leaf for leaf in leaves if leaf.path[-2:] == ("fc_in", "kernel"))
-    norms = [leaf for leaf in leaves if leaf.path[-1] == "scale"]
+    norms = [leaf for leaf in leaves if leaf.path[-1] == "scale" and "head_dim" not in leaf.names]
     return Stack(
         path,
         num_layers,
@@ -186,4 +191,6 @@ def _stack(path: tuple[str, ...], leaves: list[Leaf], norm_first: bool) -> Stack
         mlp.shape[-1],
         len(norms),
         norm_first,
+        keys.shape[2],
+        1 + any(leaf.path[-2:] == ("fc_gate", "kernel") for leaf in leaves),
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
@@ -42,8 +43,33 @@ def make_mesh(
     if not devices:
         raise ValueError("a mesh needs devices, but devices= is empty")
     sizes = mesh_sizes(sizes, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    return Mesh(arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arranged(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
+    """Devices by the mesh's axes: neighbours where messages are many, slices apart along the slowest axes.
+
+    An axis may take a part of a torus' dimension (`jax.make_mesh` would refuse that on most TPUs), as tensor=8 must on
+    v5p:4x4x4.
+
+    Args:
+        sizes: of all axes, slowest first; together as many as the devices.
+        devices: such as jax.devices(); of several slices of TPUs, all of the same size.
+
+    Returns:
+        A numpy array of devices.
+    """
+    shape = tuple(sizes.values())
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    between, left = dict.fromkeys(sizes, 1), slices
+    for axis, size in sizes.items():
+        between[axis] = math.gcd(size, left)
+        left //= between[axis]
+    inside = [size // between[axis] for axis, size in sizes.items()]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, tuple(between.values()), devices, allow_split_physical_axes=True
     )
 
 

@@ -236,6 +236,7 @@ class _Pipeline:
                     again, stages.pick(layers[i], chunk), tuple(a[chunk, place] for a in kept[i])
                 )
                 d_layers, d_carried = pull(given)
+                d_layers = stages.pin_inside(d_layers, self.pieces.layers(self.shardings)[i])
                 added = jax.tree.map(
                     lambda g, d: g.at[chunk].add(jnp.where(slot.live, d, 0).astype(g.dtype)),
                     grads[i],

@@ -17,6 +17,8 @@ from parallel.report import format_bytes
 from parallel.roofline import ASSUMPTIONS, LIMITS, Forecast
 
 KEPT = "saved activations"
+PADDING = "padding"
+PICTURES = (".svg", ".png")
 COLORS = ("#08519c", "#3182bd", "#6baed6", "#9ecae1", "#e6550d", "#fdae6b", "#fdd0a2", "#bdbdbd")
 
 
@@ -51,6 +53,7 @@ class Compiled:
         sent: its collectives.
         seconds: that compiling took.
         kept: bytes of the temporaries that layers keep for their way back; 0 where that is not told.
+        compiler: its name and version.
     """
 
     arguments: Mapping[str, int]
@@ -63,6 +66,7 @@ class Compiled:
     sent: Sequence[Sent]
     seconds: float
     kept: int = 0
+    compiler: str = "libtpu"
 
     @property
     def total(self) -> int:
@@ -175,14 +179,15 @@ class Plan:
         shown: dict[str, tuple[float | None, float | None]] = {
             name: (size, compiled.arguments.get(name) if compiled else None)
             for name, size in self.memory.items()
+            if not compiled or name != PADDING
         }
         if compiled:
             arguments = compiled.argument_size_in_bytes
             shown["batch, padding"] = (
-                None,
+                self.memory.get(PADDING),
                 arguments - sum(compiled.arguments.get(n, 0) for n in self.memory),
             )
-            inner = [n for n in self.memory if n not in compiled.arguments]
+            inner = [n for n in self.memory if n not in compiled.arguments and n != PADDING]
             for name in inner:
                 shown[name] = (self.memory[name], compiled.kept or None if name == KEPT else None)
             shown["all temporaries"] = (sum(self.memory[n] for n in inner), compiled.temp_size_in_bytes)
@@ -236,7 +241,8 @@ class Plan:
         table.add_column("limited by")
         for phase, times in zip(self.forecast.phases, self.forecast.times, strict=True):
             limit = LIMITS[times.index(max(times))]
-            table.add_row(phase.name, f"{phase.flops / 1e12:.4g}", *(f"{1e3 * t:.4g}" for t in times), limit)
+            done = phase.flops * phase.stretch
+            table.add_row(phase.name, f"{done / 1e12:.4g}", *(f"{1e3 * t:.4g}" for t in times), limit)
         table.add_section()
         sums = (f"{1e3 * sum(t[i] for t in self.forecast.times):.4g}" for i in range(3))
         table.add_row("total", f"{self.forecast.hardware_flops / 1e12:.4g}", *sums)
@@ -253,25 +259,46 @@ class Plan:
             f"model FLOPs {forecast.model_flops:.4g} a step, executed {forecast.hardware_flops:.4g} a chip",
         ]
         if self.compiled:
-            share = self.compiled.flops / forecast.hardware_flops - 1
-            lines.append(
-                f"  the compiled program's products: {self.compiled.flops:.4g} a chip ({share:+.1%})"
-            )
+            lines += self._compiled_lines(self.compiled)
         lines += [f"  {name}: {text}" for name, text in self.figures]
-        return "\n".join([*lines, forecast.limit(), f"Assumed: {'; '.join(ASSUMPTIONS)}."])
+        lines += [forecast.limit(), f"Assumed: {'; '.join(ASSUMPTIONS)}."]
+        return "\n".join([*lines, self._sources()])
+
+    def _compiled_lines(self, compiled: Compiled) -> Iterator[str]:
+        """What the roofline counts, beside the same of the compiled program."""
+        if compiled.flops:
+            share = compiled.flops / self.forecast.hardware_flops - 1
+            yield f"  the compiled program's products: {compiled.flops:.4g} FLOPs a chip ({share:+.1%})"
+        else:
+            yield "  the compiled program has no products: those of a single row are written as sums"
+        sent, modelled = (sum(one.sent for one in ones) for ones in (compiled.sent, self.messages))
+        if sent or modelled:
+            error = f" ({sent / modelled - 1:+.1%})" if modelled else ""
+            yield (
+                f"  the compiled program sends {format_bytes(sent)} a chip, the roofline's network "
+                f"{format_bytes(modelled)}{error}"
+            )
+
+    def _sources(self) -> str:
+        """What was compiled, and what is a model."""
+        if self.compiled is None:
+            return "Compiled: nothing. Everything above is a model."
+        return (
+            f"Compiled ({self.compiled.compiler}): the column of the compiler, the collectives, the program's "
+            "products. A model: the column of arithmetic, the roofline and every time and rate that follows from it."
+        )
 
     def save_picture(self, path: Path) -> None:
         """Draws memory against the chip's, and the step's phases by what limits them.
 
         Args:
-            path: of the picture; its ending says the format: .svg or .png.
+            path: of the picture; its ending says the format.
 
         Raises:
-            ValueError: another format.
+            ValueError: as `check_picture`.
             OSError: the file cannot be written.
         """
-        if path.suffix not in (".svg", ".png"):
-            raise ValueError(f"--picture {path}: its name ends in .svg or .png")
+        check_picture(path)
         from matplotlib.figure import Figure
 
         forecast, hbm = self.forecast, self.forecast.topology.chip.hbm_bytes / GIB
@@ -307,6 +334,19 @@ class Plan:
         time.legend(frameon=False, fontsize=7)
         figure.suptitle(f"{self.title}\n{forecast.topology}, {self.layout}", fontsize=9)
         figure.savefig(path)
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuses a picture that cannot be drawn, before anything is compiled for it.
+
+    Args:
+        path: of --picture; None asks for none.
+
+    Raises:
+        ValueError: its name ends in another format than those of PICTURES.
+    """
+    if path is not None and path.suffix not in PICTURES:
+        raise ValueError(f"--picture {path}: its name ends in {' or '.join(PICTURES)}")
 
 
 def show(page: Any) -> None:

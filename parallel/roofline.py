@@ -91,8 +91,8 @@ class Forecast:
 
     @property
     def hardware_flops(self) -> float:
-        """Executed by one chip in a step."""
-        return sum(phase.flops for phase in self.phases)
+        """Executed by one chip in a step, those of stages on nothing while they wait included."""
+        return sum(phase.flops * phase.stretch for phase in self.phases)
 
     def utilisation(self, seconds: float | None = None) -> float:
         """Model FLOPs utilisation: the share of the chips' published peak."""

@@ -39,6 +39,24 @@ def pin(layers: Any, shardings: Any) -> Any:
     return jax.tree.map(one, layers, shardings)
 
 
+def pin_inside(layers: Any, shardings: Any) -> Any:
+    """As `pin`, for one chunk of one stage inside its `shard_map`: [L / (virtual stage), ...].
+
+    Where a stage's own layers are differentiated, nothing else says that their gradients are to be summed into shards:
+    left alone, the compiler keeps those of all layers whole on every device.
+
+    Args:
+        layers: a chunk's parameters or their gradients.
+        shardings: NamedSharding of the stacked parameters.
+    """
+
+    def one(a: jax.Array, sharding: NamedSharding) -> jax.Array:
+        _, *others = (*sharding.spec, *[None] * (a.ndim - len(sharding.spec)))
+        return lax.with_sharding_constraint(a, PartitionSpec(None, *others))
+
+    return jax.tree.map(one, layers, shardings)
+
+
 def neighbours(num_stages: int, step: int, wraps: bool) -> list[tuple[int, int]]:
     """(from, to) of every stage that sends to the one `step` on; `wraps`: the last one sends to the first."""
     pairs = [(s, s + step) for s in range(num_stages)]

@@ -4,6 +4,7 @@ The compiler is libtpu, which the extra `tpu` installs; it needs no TPU, and tak
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -55,6 +56,14 @@ def why_not_compiled(topology: Topology) -> str:
     if importlib.util.find_spec("libtpu") is None:
         return f"The TPU compiler is not installed ({INSTALL}): this is the arithmetic alone."
     return ""
+
+
+def compiler() -> str:
+    """The TPU compiler's name and version, as a plan's page says them; of a nightly build its name alone."""
+    try:
+        return f"libtpu {importlib.metadata.version('libtpu')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "libtpu"
 
 
 def tpu_devices(topology: Topology) -> list[Any]:

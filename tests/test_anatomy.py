@@ -50,3 +50,16 @@ def test_a_shard_of_a_parameter():
     table = anatomy_of(model_of("gpt-j-6b", "GPTJForCausalLM")).table
     assert table.size_on({"vocab": 64, "embed": 1}) == 788 * 4096  # padded up
     assert table.size_on({"vocab": 4, "embed": 16}) == 12600 * 256
+
+
+def test_knobs_are_counted():
+    knobs = dict(position="learned", block="sequential", norm_placement="post", qk_norm=True, norm="rms")
+    sizes = dict(num_key_value_heads=4, activation_function="swiglu")
+    model = modelzoo.GPTJForCausalLM(modelzoo.get_config("gpt-j-6b", **knobs, **sizes))
+    anatomy = anatomy_of(model)
+    (stack,) = anatomy.stacks
+    assert (stack.num_heads, stack.num_kv_heads, stack.head_dim) == (16, 4, 256)
+    assert (stack.mlp_dim, stack.mlp_inputs, stack.num_norms) == (10944, 2, 2)
+    assert not stack.is_parallel
+    assert not stack.norm_first
+    assert 3 * anatomy.flops_per_token(512) == pytest.approx(flops_per_token(model, 512), rel=2e-2)

@@ -1,8 +1,11 @@
+import statistics
+
 import jax.numpy as jnp
 import pytest
 
 import modelzoo
 import parallel
+from benchmarks.plans import Decoding, errors
 from inference.decode_cost import DecodeCost, Request
 from parallel import topology as places
 from parallel.chips import parse_topology
@@ -14,6 +17,14 @@ def cost(preset="bloom-176b", topology="v5p:2x2x2", sizes=None, **request):
     rules = parallel.make_rules(places.abstract_mesh(chips, sizes or {"tensor": chips.size})).for_decoding()
     given = dict(rows=1, prompt=1024, slots=2048) | request
     return DecodeCost(model(modelzoo.get_config(preset), jnp.bfloat16), rules, Request(**given), chips)
+
+
+def test_memory_is_close_to_the_compiler():
+    found = {name: error for name, error, _ in errors(Decoding)}
+    assert len(found) >= 3
+    assert statistics.median(map(abs, found.values())) <= 0.05, found
+    assert max(map(abs, found.values())) <= 0.15, found
+    assert min(found.values()) >= -0.05, found
 
 
 def test_parameters_and_cache_by_shards():

@@ -120,6 +120,16 @@ def test_parameter_is_cast_for_its_use_alone(use_dtype):
     assert used.dtype == holder.apply(variables).dtype == (use_dtype or jnp.float32)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_dropout_is_linens(rate):
+    x, rngs = (
+        jnp.linspace(-1, 1, 4096).reshape(4, 8, 128).astype(jnp.bfloat16),
+        {"dropout": jax.random.key(3)},
+    )
+    plain = nn.Dropout(rate).apply({}, x, deterministic=False, rngs=rngs)
+    assert (dropout_layer(rate).apply({}, x, deterministic=False, rngs=rngs) == plain).all()
+
+
 def test_dropout_in_expectation():
     x = jnp.ones((100, 100))
     dropped = dropout_layer(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})

@@ -1,5 +1,6 @@
 """Meshes: their axes, the devices on them, and what does not fit."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -39,6 +40,40 @@ def test_neighbours_share_the_tensor_axis():
     devices = make_mesh(data=2, fsdp=2, tensor=2).devices
     ids = np.vectorize(lambda device: device.id)(devices).reshape(2, 2, 2)
     assert ids.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU as meshes see it."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    core_on_chip: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    client: None = None
+
+
+def torus(*dims, slices=1):
+    places = list(np.ndindex(*dims))
+    return [Chip(i + s * len(places), at, s) for s in range(slices) for i, at in enumerate(places)]
+
+
+def test_an_axis_may_take_a_part_of_a_torus_dimension():
+    devices = parallel.mesh.arranged(dict(zip(MESH_AXES, (1, 1, 8, 1, 8), strict=True)), torus(4, 4, 4))
+    assert devices.shape == (1, 1, 8, 1, 8)
+    assert len({device.coords for device in devices.flat}) == 64
+    for group in devices.reshape(8, 8):  # eight neighbours: of two dimensions, no more
+        assert sorted(len({device.coords[i] for device in group}) for i in range(3)) == [1, 2, 4]
+
+
+def test_slices_lie_apart_along_the_slowest_axes():
+    sizes = dict(zip(MESH_AXES, (1, 4, 4, 1, 2), strict=True))
+    devices = parallel.mesh.arranged(sizes, torus(4, 2, 2, slices=2)).reshape(4, 8)
+    slices = np.vectorize(lambda device: device.slice_index)(devices)
+    assert slices.tolist() == [[0] * 8] * 2 + [[1] * 8] * 2
 
 
 def test_a_subset_of_the_devices():

@@ -147,3 +147,20 @@ def test_no_stage_holds_another_ones_layers():
     activation = 4 * T * 64
     large = [one for one in collectives(compiled) if one.size > activation]
     assert not large, large
+
+
+@pytest.mark.long
+def test_a_stage_holds_its_gradients_in_shards():
+    """No array of a whole stage's layers, uncut by FSDP, is ever made."""
+    model, _, batch, forward, *_ = reference("gptj", 4)
+    rules = rules_of(stage=2, fsdp=2)
+    run = functools.partial(
+        pipeline.value_and_grad, forward, shardings=parallel.param_shardings(model, rules)
+    )
+    with parallel.use(rules):
+        abstract = parallel.abstract_sharded_params(model, rules)
+        compiled, _ = compile_anew(jax.jit(run).lower(abstract, batch, KEY))
+    hidden, inner = model.config.n_embd, 4 * model.config.n_embd
+    text = compiled.as_text()
+    assert f"f32[2,{hidden // 2},{inner}]" in text
+    assert f"f32[2,{hidden},{inner}]" not in text

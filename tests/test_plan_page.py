@@ -1,12 +1,13 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from parallel.chips import parse_topology
-from parallel.plan_page import Compiled, Plan, Sent
+from parallel.plan_page import Compiled, Plan, Sent, check_picture
 from parallel.roofline import Forecast, Phase
 
 GIB = 2**30
@@ -42,6 +43,7 @@ COMPILED = Compiled(
         Sent("all-reduce", ("fsdp", "tensor"), 1, 10, "norm"),
     ],
     seconds=12.0,
+    compiler="libtpu 0.0.42",
 )
 
 
@@ -59,6 +61,7 @@ def test_arithmetic_alone_says_so():
     assert "collectives of a step, by arithmetic" in text
     assert "Limited by" in text
     assert "Assumed: " in text
+    assert "Compiled: nothing. Everything above is a model." in text
 
 
 def test_the_compiler_is_set_beside_arithmetic():
@@ -67,7 +70,15 @@ def test_the_compiler_is_set_beside_arithmetic():
     assert "10.0 GiB (-0.0%)" in text
     assert "collectives of a step, by the compiled program" in text
     assert "1 more" in text  # less than 1 MiB
-    assert "1.1e+14 a chip (+10.0%)" in text
+    assert "1.1e+14 FLOPs a chip (+10.0%)" in text
+    assert "sends 1.9 GiB a chip, the roofline's network 953.7 MiB (+100.0%)" in text
+    assert "Compiled (libtpu 0.0.42): the column of the compiler" in text
+    assert "Compiled: nothing." not in text
+
+
+def test_a_program_without_products_says_so():
+    text = text_of(dataclasses.replace(PLAN, compiled=dataclasses.replace(COMPILED, flops=0.0)))
+    assert "the compiled program has no products" in text
 
 
 def test_what_does_not_fit():
@@ -99,3 +110,9 @@ def test_the_picture(tmp_path, ending, begins):
 def test_a_picture_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="ends in .svg or .png"):
         PLAN.save_picture(tmp_path / "plan.pdf")
+
+
+def test_a_picture_of_another_format_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"--picture plan.pdf: its name ends in .svg or .png"):
+        check_picture(Path("plan.pdf"))
+    assert check_picture(Path("plan.svg")) is check_picture(None) is None

@@ -1,5 +1,7 @@
 """Where layers lie: a chain through all stages, once for every chunk."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,20 @@ def test_pinned_layers_keep_the_parameters_other_shards():
     with parallel.use(rules):
         pinned = jax.jit(lambda a: stages.pin(stages.cut(a, 1, 2), sharding))(layers)
     assert pinned.sharding.spec == P(None, "stage", None, "fsdp", "tensor")
+
+
+def test_inside_a_stage_what_is_pinned_lies_in_the_parameters_shards():
+    rules = parallel.make_rules(parallel.make_mesh(stage=2, fsdp=2, tensor=2))
+    sharding = rules.sharding(("layers", "embed", "mlp"))
+    layers = jax.device_put(jnp.ones((4, 8, 6)), rules.sharding(("layers", None, None)))
+
+    @partial(jax.shard_map, in_specs=P("stage"), out_specs=P("stage"), axis_names={"stage"}, check_vma=False)
+    def inside(layers):
+        return stages.pin_inside(layers + 1, sharding)
+
+    with parallel.use(rules):
+        pinned = jax.jit(inside)(layers)
+    assert pinned.sharding.spec == P("stage", "fsdp", "tensor")
 
 
 def test_one_stages_part():

@@ -22,9 +22,9 @@ def cost(layout, topology="v5p:4x4x4", **choice):
     ).cost()
 
 
-def sent(layout, **choice):
+def sent(layout, topology="v5p:4x4x4", **choice):
     found = {}
-    for one in cost(layout, **choice).messages():
+    for one in cost(layout, topology, **choice).messages():
         found[one.axis, one.kind] = found.get((one.axis, one.kind), 0.0) + one.sent
     return found
 
@@ -35,14 +35,21 @@ def test_data_parallelism_reduces_every_gradient_once():
 
 
 def test_fsdp_gathers_twice_and_scatters_once():
-    found = sent("data=4,fsdp=16", remat="full")
+    found = sent("fsdp=32,tensor=2", remat="full")
     gathered, scattered = found["fsdp", "all-gather"], found["fsdp", "reduce-scatter"]
     assert gathered == pytest.approx(2 * scattered, rel=0.1)
-    assert scattered == pytest.approx(15 / 16 * 6.05e9 * 2, rel=0.1)
+    assert scattered == pytest.approx(31 / 32 * 6.05e9 / 2 * 2, rel=0.1)
+
+
+def test_beside_data_a_tpu_sums_gradients_whole():
+    found, gpus = sent("data=4,fsdp=16", remat="full"), sent("data=4,fsdp=16", "h100:64", remat="full")
+    assert found["fsdp", "all-reduce"] == pytest.approx(2 * 63 / 64 * 6.05e9 * 2, rel=0.1)
+    assert gpus["fsdp", "reduce-scatter"] == pytest.approx(15 / 16 * 6.05e9 * 2, rel=0.1)
+    assert gpus["data", "all-reduce"] == pytest.approx(2 * 3 / 4 * 6.05e9 / 16 * 2, rel=0.1)
 
 
 def test_shards_narrower_than_a_register_are_summed_whole_on_a_tpu():
-    wide, narrow = sent("data=2,fsdp=32"), sent("fsdp=64")
+    wide, narrow = sent("fsdp=32,tensor=2"), sent("fsdp=64")
     assert {kind for axis, kind in wide if axis == "fsdp"} == {"all-gather", "reduce-scatter"}
     assert {kind for _, kind in narrow} == {"all-reduce"}
 
@@ -66,7 +73,6 @@ def test_stages_wait_as_the_schedule_says():
 
 
 def test_what_a_slower_network_carries_takes_longer():
-    inside = cost("data=2,fsdp=32", "v5e:8x8").forecast()
-    across = cost("data=2,fsdp=32", "2*v5e:4x8").forecast()
-    assert places.abstract_mesh(across.topology, {"data": 2, "fsdp": 32}).size == 64
+    inside, across = (cost("data=64", chips).forecast() for chips in ("v5e:8x8", "2*v5e:4x8"))
+    assert places.abstract_mesh(across.topology, {"data": 64}).size == 64
     assert across.seconds_apart > inside.seconds_apart

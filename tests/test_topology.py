@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 
 import pytest
@@ -30,6 +31,17 @@ def test_jax_stays_on_the_cpu(monkeypatch):
     places.stay_on_cpu()
     assert places.os.environ["JAX_PLATFORMS"] == "tpu"  # who sets it, knows why
     assert places.os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_the_compiler_says_its_version(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"libtpu": "0.0.42"}.__getitem__)
+    assert places.compiler() == "libtpu 0.0.42"
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert places.compiler() == "libtpu"
 
 
 def test_divisors():

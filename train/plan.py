@@ -92,8 +92,9 @@ def make_plan(flags: Flags) -> bool:
         ValueError, OSError: the flags do not fit the model, the chips or each other.
     """
     planner = _planner(flags)
-    if flags.picture is not None and flags.picture.suffix not in (".svg", ".png"):
-        raise ValueError(f"--picture {flags.picture}: its name ends in .svg or .png")
+    from parallel.plan_page import check_picture
+
+    check_picture(flags.picture)
     found = planner.plan(compile=not flags.analytic)
     if flags.picture is not None:
         found.save_picture(flags.picture)

@@ -196,8 +196,19 @@ class Planner:
             how += f", {run.accumulate} slices"
         if cost.stages > 1:
             how += f", {run.schedule}, {cost.work.microbatches} microbatches"
+        waiting = {
+            "layers": cost.stretch,
+            "attention": cost.stretch,
+        }  # a stage that waits computes on nothing
         sent = [
-            Sent(one.kind, (one.axis,), None, one.sent, f"{one.what}: {one.phase}") for one in cost.messages()
+            Sent(
+                one.kind,
+                (one.axis,),
+                None,
+                one.sent * waiting.get(one.phase.partition(",")[0], 1.0),
+                f"{one.what}: {one.phase}",
+            )
+            for one in cost.messages()
         ]
         return Plan(
             title=f"training step of {config}: {how}",
@@ -258,6 +269,7 @@ def compile_step(experiment: Experiment, topology: Topology) -> Compiled | str:
             for g in report.grouped()
         ],
         seconds=time.perf_counter() - begun,
+        compiler=places.compiler(),
         **{
             f"{name}_size_in_bytes": getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "temp", "output", "alias", "generated_code")

@@ -24,7 +24,8 @@ STREAM_PASSES = {"forward": 12.0, "backward": 20.0}
 """Times that the activations between layers go through memory in a layer: norms, residuals, activations."""
 LANES = 128
 """Of a TPU's registers. Where FSDP leaves shards narrower than that, libtpu 0.0.42 was seen to gather by laying each
-into zeros and summing, and to sum gradients whole: an all-reduce each time, of twice the bytes."""
+into zeros and summing, and to sum gradients whole: an all-reduce each time, of twice the bytes. Gradients it sums whole
+too where the mesh has `data` beside `fsdp`, over both at once."""
 OPTIMIZER_PASSES = 8
 """Times that a float32 parameter's bytes go through memory in an update, moments and gradient included."""
 
@@ -250,6 +251,14 @@ class StepCost:
                     Message(axes[-1], kind, what, phase, passes * times * size * (count - 1) / count)
                 )
 
+        def add_gradients(what: str, phase: str, size: float) -> None:
+            if data and fsdp and self.topology.chip.is_tpu and self.topology.slices == 1:
+                add([*data, *fsdp], "all-reduce", what, phase, size)
+            else:
+                add(fsdp, "reduce-scatter", what, phase, size)
+                shards = math.prod(self.mesh[axis] for axis in fsdp)
+                add(data, "all-reduce", what, phase, size / shards)
+
         for stack in self.anatomy.stacks:
             again, attended = self._recomputed(stack)
             layers = stack.num_layers / self.stages
@@ -262,15 +271,18 @@ class StepCost:
                 "layers, recompute" if again else "layers, backward",
                 kernels,
             )
-            add(fsdp, "reduce-scatter", "gradients", "layers, backward", kernels)
-            kept = self.count(stack.kernels) * width * self.passes
-            add(data, "all-reduce", "gradients", "layers, backward", kept)
+            add_gradients("gradients", "layers, backward", kernels)
             stream = layers * tokens * stack.hidden * width
             outs, ins = 1 + stack.num_attentions, 1 if stack.is_parallel else 1 + stack.num_attentions
             needed = 0 if stack.is_parallel else outs - 1 + (not stack.norm_first)
+            going = ["layers, forward"]
+            if self.stages > 1:  # a stage goes forward again from its input
+                add(fsdp, "all-gather", "parameters", "layers, recompute", kernels)
+                going.append("layers, recompute")
             if self.split_stream:
-                add(tensor, "all-gather", "activations", "layers, forward", stream, ins)
-                add(tensor, "reduce-scatter", "activations", "layers, forward", stream, outs)
+                for phase in going:
+                    add(tensor, "all-gather", "activations", phase, stream, ins)
+                    add(tensor, "reduce-scatter", "activations", phase, stream, outs)
                 add(
                     tensor,
                     "all-gather",
@@ -285,7 +297,8 @@ class StepCost:
                 add(tensor, "all-gather", "gradients of activations", "layers, backward", stream, outs)
                 add(tensor, "reduce-scatter", "gradients of activations", "layers, backward", stream, ins)
             else:
-                add(tensor, "all-reduce", "activations", "layers, forward", stream, outs)
+                for phase in going:
+                    add(tensor, "all-reduce", "activations", phase, stream, outs)
                 add(tensor, "all-reduce", "activations", "layers, recompute", stream, needed * bool(again))
                 add(tensor, "all-reduce", "gradients of activations", "layers, backward", stream, ins)
             if context:
@@ -295,8 +308,8 @@ class StepCost:
                     * layers
                     * tokens
                     * size
-                    * stack.num_heads
-                    / self.shards["heads"]
+                    * stack.num_kv_heads
+                    / self.shards["kv"]
                     * stack.head_dim
                     * width
                 )
@@ -319,9 +332,7 @@ class StepCost:
         ends, table = "embedding, head and loss", self.anatomy.table
         kernels = self.gathered([table]) * F32 + self.gathered(self.anatomy.head_kernels) * width
         add(fsdp, "all-gather", "tables", ends, kernels * self.passes)
-        add(fsdp, "reduce-scatter", "gradients of tables", ends, kernels * self.passes)
-        kept = self.elements([table, *self.anatomy.head_kernels]) * F32 * self.passes
-        add(data, "all-reduce", "gradients of tables", ends, kept)
+        add_gradients("gradients of tables", ends, kernels * self.passes)
         vocab = [axis for axis in self.rules.mesh_axes("vocab") if self.mesh[axis] > 1]
         add(
             vocab,

@@ -150,7 +150,7 @@ Multiply = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 _CONTRACT = cast(Multiply, contract)
 _MULTIPLY: contextvars.ContextVar[Multiply] = contextvars.ContextVar("multiply", default=_CONTRACT)
-_OF_LAYERS = frozenset({"heads", "mlp"})
+_OF_LAYERS = frozenset({"heads", "kv", "mlp"})
 
 
 @contextlib.contextmanager
@@ -179,9 +179,28 @@ def product(x: jax.Array, kernel: Any, num_in: int, multiply: Multiply = _CONTRA
     return checkpoint_name((y * scale).astype(x.dtype), PRODUCT)
 
 
-def dropout_layer(rate: float) -> nn.Dropout:
+class Dropout(nn.Dropout):
+    """linen's, whose mask is drawn apart from what it is laid on: the same numbers.
+
+    Left to itself XLA draws the mask anew inside everything that reads it. A TPU's compiler then takes several times as
+    long, most of it over copies of the generator's rounds.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None) -> jax.Array:
+        if self.rate == 0.0 or deterministic:
+            return inputs
+        if self.rate == 1.0:
+            return jnp.zeros_like(inputs)
+        keep = 1.0 - self.rate
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        mask = lax.optimization_barrier(jax.random.bernoulli(key, keep, inputs.shape))
+        return lax.select(mask, inputs / jnp.asarray(keep, inputs.dtype), jnp.zeros_like(inputs))
+
+
+def dropout_layer(rate: float) -> Dropout:
     """Dropout of one probability; identity when its call says `deterministic`."""
-    return nn.Dropout(rate, rng_collection="dropout")
+    return Dropout(rate, rng_collection="dropout")
 
 
 class Adapter(nn.Module):
