@@ -16,6 +16,7 @@ from train.gin_files import Settings
 from train.gin_names import Name
 from train.objectives.corruption import LEFT_TO_RIGHT, TEXT_TASKS, Objective
 from train.run_settings import FIXED, FREE, Adapters, Run
+from train.sweeping.sweep_settings import Sweep
 from train.tasks.settings import Task
 
 if TYPE_CHECKING:
@@ -80,10 +81,11 @@ class Experiment:
     @functools.cached_property
     def family(self) -> str:
         """The gin name of the model's config, such as "GPTJ"."""
-        import modelzoo
+        from modelzoo import registry
 
-        model_class = modelzoo.get_model_class(self.run.model_class)
-        return next(name for name, family in _families().items() if model_class in family.classes)
+        family = registry.family_of(registry.get_model_class(self.run.model_class))
+        assert family is not None
+        return family.prefix
 
     @functools.cached_property
     def model(self) -> "Model":
@@ -199,7 +201,7 @@ class Experiment:
 
     def unused(self) -> list[str]:
         """Bindings that have no effect on this run, such as those of an optimizer that it does not use."""
-        used = self.settings.used(self._names)
+        used = self.settings.used([*self._names, "sweep"])
         keys = [key for key in self.settings.bindings if key not in self.settings.linked]
         return [f"{key}{self.settings.where(key)}" for key in keys if key.split(".")[0] not in used]
 
@@ -295,9 +297,11 @@ class Experiment:
 
             return with_classes(config, model_class.task, self.examples[0], self.task.labels, fields)
         if model_class.task not in TEXT_TASKS:
+            classes = _families()[self.family].classes
+            fitting = next(cls.__name__ for cls in classes if cls.task in TEXT_TASKS)
             raise ValueError(
                 f"train.model_class = {self.run.model_class!r}: plain text trains a language model, such as "
-                f"{self.run.model_class.partition('For')[0]}ForCausalLM; task.train_file trains other heads"
+                f"{fitting}; task.train_file trains other heads"
             )
         return config
 
@@ -336,6 +340,7 @@ TRAIN = Name(Run, hints={"optimizer": "an optimizer"})
 TASK = Name(Task)
 OBJECTIVE = Name(Objective)
 LORA = Name(Adapters)
+SWEEP = Name(Sweep)
 DATA = Name(prepare_tokens, hidden=frozenset({"model_vocab_size"}))
 
 
@@ -353,6 +358,7 @@ def run_names() -> dict[str, Name]:
         "task": TASK,
         "objective": OBJECTIVE,
         "lora": LORA,
+        "sweep": SWEEP,
         "mesh": Name(parallel.make_mesh, hidden=frozenset({"devices"})),
         "rules": Name(parallel.make_rules, hidden=frozenset({"mesh"}), hints=axes),
         **{name: Name(family.config_class) for name, family in _families().items()},
@@ -375,7 +381,7 @@ def _families() -> dict[str, Any]:
     """{"GPTJ": its family, ...}."""
     from modelzoo.registry import FAMILIES
 
-    return {family.config_class.__name__.removesuffix("Config"): family for family in FAMILIES.values()}
+    return {family.prefix: family for family in FAMILIES.values()}
 
 
 def _is_free(key: str) -> bool:

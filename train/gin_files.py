@@ -45,6 +45,7 @@ class Settings:
         gin_params: "name.parameter=value" each; they win over the files.
         search: folders in which files are looked for, beside the working folder and the including file's.
         linked: {parameter: "name.parameter"}: a parameter so called takes that setting's value unless bound.
+        complete: whether what a file requires has to be given.
 
     Raises:
         ValueError: an unknown name or parameter, a value of the wrong type, a macro without a value, or a
@@ -59,6 +60,7 @@ class Settings:
         gin_params: Sequence[str] = (),
         search: Sequence[Path] = (),
         linked: Mapping[str, str] | None = None,
+        complete: bool = True,
     ):
         self.names, self._search = dict(names), list(search)
         self.bindings: dict[str, Binding] = {}
@@ -71,6 +73,7 @@ class Settings:
             self._read_param(param)
         for parameter, source in (linked or {}).items():
             self._link(parameter, source)
+        self._complete = complete
         for key, binding in self.bindings.items():
             self._check(key, binding)
 
@@ -231,6 +234,8 @@ class Settings:
         name, parameter = key.split(".")
         value, hint = self._plain(binding.value, binding.where), self.names[name].types.get(parameter, Any)
         if value is gin.REQUIRED:
+            if not self._complete:
+                return
             raise ValueError(f'{key} is required ({binding.where}): set it, or pass --gin_param="{key}=..."')
         if not self._fits(value, hint):
             kind = f"{value!r}" if isinstance(value, config.ConfigurableReference) else type(value).__name__
@@ -272,6 +277,35 @@ class Settings:
                         reference.selector.removeprefix(f"{_MODULE}."),
                         f"{key} = {reference!r} ({binding.where})",
                     )
+
+
+def parse_values(text: str, names: Mapping[str, Name]) -> tuple[str, list[str]]:
+    """Reads "name.parameter=value,value,...", each value as gin would read it: commas within one do not part it.
+
+    Args:
+        text: such as "adamw.b1=0.9,0.95" or "train.tune=('.*bias',),('.*scale', '.*bias')".
+        names: everything that may be referred to.
+
+    Returns:
+        "name.parameter", and each value as gin text. Whether the one takes the others is not checked.
+
+    Raises:
+        ValueError: gin cannot read it, or no value is given.
+    """
+    key, equals, values = (part.strip() for part in text.partition("="))
+    if not equals or not values:
+        raise ValueError(f'"{text}": write it as "name.parameter=value,value"')
+    Settings(names)  # the parser looks names up
+    quote = f"texts are quoted, as \"{key}='one','two'\"" if values[0].isalpha() else "texts are quoted"
+    try:
+        found = [
+            statement for statement, _ in _statements(f"{key} = [{values}]", _Delegate(names), lambda _: text)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{error} ({quote})" if "cannot be read" in str(error) else str(error)) from None
+    if len(found) != 1 or not isinstance(found[0], config_parser.BindingStatement) or found[0].scope:
+        raise ValueError(f'"{text}": write it as "name.parameter=value,value"')
+    return f"{found[0].selector}.{found[0].arg_name}", [repr(value) for value in found[0].value]
 
 
 class _Reference(config.ConfigurableReference):
