@@ -3,123 +3,73 @@
 config = modelzoo.get_config("tiny-gptj")
 model = modelzoo.GPTJForCausalLM(config)
 out = model.apply({"params": params}, input_ids=ids)
+
+Configs and classes are those of the registry (`modelzoo.registry`), under transformers' names.
 """
 
-from modelzoo.bloom.config import BloomConfig
-from modelzoo.bloom.model import (
-    BloomForCausalLM,
-    BloomForQuestionAnswering,
-    BloomForSequenceClassification,
-    BloomForTokenClassification,
-    BloomModel,
-)
-from modelzoo.gptj.config import GPTJConfig
-from modelzoo.gptj.model import (
-    GPTJForCausalLM,
-    GPTJForQuestionAnswering,
-    GPTJForSequenceClassification,
-    GPTJModel,
-)
-from modelzoo.hf import from_hf
-from modelzoo.hf_write import to_hf
-from modelzoo.layers.cache import Cache
-from modelzoo.layers.stack import stack_layers, unstack_layers
-from modelzoo.megatron_bert.config import MegatronBertConfig
-from modelzoo.megatron_bert.model import (
-    MegatronBertForCausalLM,
-    MegatronBertForMaskedLM,
-    MegatronBertForMultipleChoice,
-    MegatronBertForNextSentencePrediction,
-    MegatronBertForPreTraining,
-    MegatronBertForQuestionAnswering,
-    MegatronBertForSequenceClassification,
-    MegatronBertForTokenClassification,
-    MegatronBertModel,
-)
-from modelzoo.model import (
-    Model,
-    abstract_params,
-    input_names,
-    logical_axes,
-    num_params,
-    trainable,
-    tuned,
-    untuned,
-)
-from modelzoo.mvp.config import MvpConfig
-from modelzoo.mvp.model import (
-    MvpForCausalLM,
-    MvpForConditionalGeneration,
-    MvpForQuestionAnswering,
-    MvpForSequenceClassification,
-    MvpModel,
-)
-from modelzoo.registry import get_config, get_family, get_model_class, list_presets
-from modelzoo.roberta.config import RobertaConfig
-from modelzoo.roberta.model import (
-    RobertaForCausalLM,
-    RobertaForMaskedLM,
-    RobertaForMultipleChoice,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaModel,
-)
-from modelzoo.tuning import Lora, Tuning
+# ruff: noqa: F401, F403
 
-__all__ = [
-    "BloomConfig",
-    "BloomForCausalLM",
-    "BloomForQuestionAnswering",
-    "BloomForSequenceClassification",
-    "BloomForTokenClassification",
-    "BloomModel",
-    "Cache",
-    "GPTJConfig",
-    "GPTJForCausalLM",
-    "GPTJForQuestionAnswering",
-    "GPTJForSequenceClassification",
-    "GPTJModel",
-    "Lora",
-    "MegatronBertConfig",
-    "MegatronBertForCausalLM",
-    "MegatronBertForMaskedLM",
-    "MegatronBertForMultipleChoice",
-    "MegatronBertForNextSentencePrediction",
-    "MegatronBertForPreTraining",
-    "MegatronBertForQuestionAnswering",
-    "MegatronBertForSequenceClassification",
-    "MegatronBertForTokenClassification",
-    "MegatronBertModel",
-    "Model",
-    "MvpConfig",
-    "MvpForCausalLM",
-    "MvpForConditionalGeneration",
-    "MvpForQuestionAnswering",
-    "MvpForSequenceClassification",
-    "MvpModel",
-    "RobertaConfig",
-    "RobertaForCausalLM",
-    "RobertaForMaskedLM",
-    "RobertaForMultipleChoice",
-    "RobertaForQuestionAnswering",
-    "RobertaForSequenceClassification",
-    "RobertaForTokenClassification",
-    "RobertaModel",
-    "Tuning",
-    "abstract_params",
-    "from_hf",
-    "get_config",
-    "get_family",
-    "get_model_class",
-    "input_names",
-    "list_presets",
-    "logical_axes",
-    "num_params",
-    "stack_layers",
-    "to_hf",
-    "trainable",
-    "tuned",
-    "unstack_layers",
-    "untuned",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from modelzoo import registry
+from modelzoo.registry import get_config, get_family, get_model_class, list_presets
+
+if TYPE_CHECKING:
+    from modelzoo.hf import from_hf
+    from modelzoo.hf_write import to_hf
+    from modelzoo.layers.cache import Cache
+    from modelzoo.layers.stack import stack_layers, unstack_layers
+    from modelzoo.lens import logit_lens
+    from modelzoo.model import (
+        Model,
+        abstract_params,
+        input_names,
+        logical_axes,
+        num_params,
+        trainable,
+        tuned,
+        untuned,
+    )
+    from modelzoo.registry import *
+    from modelzoo.tuning import Lora, Tuning
+
+_HOMES = {
+    "Cache": "layers.cache",
+    "Lora": "tuning",
+    "Model": "model",
+    "Tuning": "tuning",
+    "abstract_params": "model",
+    "from_hf": "hf",
+    "input_names": "model",
+    "logical_axes": "model",
+    "logit_lens": "lens",
+    "num_params": "model",
+    "stack_layers": "layers.stack",
+    "to_hf": "hf_write",
+    "trainable": "model",
+    "tuned": "model",
+    "unstack_layers": "layers.stack",
+    "untuned": "model",
+}
+"""Loaded when first used: command lines answer before JAX is there, and a family that nobody asks for costs nothing."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return __dir__()
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"modelzoo.{_HOMES[name]}"), name)
+    else:
+        found = registry.find(name)
+    if found is None:
+        raise AttributeError(f"module 'modelzoo' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    families = registry.FAMILIES.values()
+    classes = [cls.__name__ for family in families for cls in (family.config_class, *family.classes)]
+    own = ("get_config", "get_family", "get_model_class", "list_presets")
+    return sorted([*classes, *_HOMES, *own])

@@ -1,4 +1,4 @@
-"""What the descendants of BERT share: config, block, trunk, names of tensors. A family adds where its norms stand.
+"""What the descendants of BERT share: config, block, trunk, names of tensors. A family says where its norms stand.
 
 BERT (Devlin et al., 2018, arXiv:1810.04805) embeds tokens, token types and learned positions, runs blocks of attention
 and MLP, and pools the first token. With `is_decoder` its attention is causal, with `add_cross_attention` its blocks
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzoo import heads, tasks
-from modelzoo.config import ModelConfig
+from modelzoo.knobs import BlockKnobs
 from modelzoo.layers import stack
 from modelzoo.layers.attention import Attention
 from modelzoo.layers.bias import Bias
@@ -27,7 +27,6 @@ from modelzoo.layers.embed import Embed, check_length, embed_inputs
 from modelzoo.layers.linear import dropout_layer
 from modelzoo.layers.masks import check_segments
 from modelzoo.layers.mlp import Mlp, get_activation
-from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.outputs import BaseModelOutput
@@ -42,13 +41,13 @@ POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig(ModelConfig):
-    """Hyper-parameters, named as in transformers; the defaults are BERT-base's.
+class BertConfig(BlockKnobs):
+    """Hyper-parameters, named as in transformers; the defaults are BERT-base's. For knobs see `modelzoo.knobs`.
 
     Attributes:
         vocab_size: V.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: D, L, N, F.
-        hidden_act: a key of `layers.mlp.ACTIVATIONS`.
+        hidden_act: a key of `layers.mlp.ACTIVATIONS` or GATED.
         hidden_dropout_prob: dropout on embeddings, after attention and MLP, on what classifiers read.
         attention_probs_dropout_prob: on attention weights.
         max_position_embeddings: rows of the table of positions; the largest distance + 1 of relative ones.
@@ -106,6 +105,7 @@ class BertConfig(ModelConfig):
             "only a decoder attends to an encoder: set is_decoder too",
         )
         get_activation(self.hidden_act)
+        self._check_knobs()
 
     @property
     def num_layers(self) -> int:
@@ -131,33 +131,29 @@ class BertConfig(ModelConfig):
         return None if self.position_embedding_type == "absolute" else self.position_embedding_type
 
     @property
-    def head_dim(self) -> int:
-        """H."""
-        return self.hidden_size // self.num_attention_heads
+    def num_heads(self) -> int:
+        return self.num_attention_heads
 
     @property
-    def cache_heads(self) -> tuple[int, int]:
-        """(K, H) of the key/value cache."""
-        return self.num_attention_heads, self.head_dim
+    def norm_epsilon(self) -> float:
+        return self.layer_norm_eps
 
 
 class BertBlock(Block):
     """One layer: self-attention, cross-attention to an encoder's states if there are any, MLP.
 
-    A family says in `residual` how each of them is added to what it reads, and where its norm stands.
+    Each is x + it(norm(x)) where norms are placed before, norm(x + it(x)) where they are placed behind.
     """
 
     crosses_relatively: ClassVar[bool] = False
     """Whether cross-attention has relative positions where self-attention has."""
 
     def residual(self, name: str, x_BTD: jax.Array, layer: Layer) -> Any:
-        """layer(x) with the residual and the norm; what else the layer returns is handed on."""
-        raise NotImplementedError
-
-    def norm(self, name: str) -> LayerNorm:
-        """The norm that belongs to the layer `name`."""
-        c = self.config
-        return LayerNorm(c.hidden_size, c.layer_norm_eps, name=f"{name}_norm", **self.dtypes)
+        """layer(x) with the residual and the layer's norm; what else the layer returns is handed on."""
+        norm, is_pre = self.norm(f"{name}_norm"), self.config.norm_placement == "pre"
+        y_BTD, *rest = layer(norm(x_BTD) if is_pre else x_BTD)
+        y_BTD = x_BTD + y_BTD
+        return y_BTD if is_pre else norm(y_BTD), *rest
 
     @nn.compact
     def __call__(
@@ -177,7 +173,7 @@ class BertBlock(Block):
 
         def attend(name: str, relative: str | None, x_BTD: jax.Array, **options: Any) -> Any:
             sizes = dict(features=c.hidden_size, num_heads=c.num_attention_heads, head_dim=c.head_dim)
-            sizes |= dict(max_positions=c.max_position_embeddings)
+            sizes |= dict(max_positions=c.max_position_embeddings, **self.head_fields)
             dropout = c.attention_probs_dropout_prob
             attention = Attention(**sizes, relative=relative, dropout=dropout, name=name, **self.projections)
             options |= dict(cache_index=cache_index, head_mask=head_mask, deterministic=deterministic)
@@ -207,9 +203,9 @@ class BertBlock(Block):
 
 
 class BertTrunk(Trunk):
-    """Embeddings, a stack of blocks, a pooler.
+    """Embeddings, a stack of blocks, a final norm where blocks norm what they read, a pooler.
 
-    A family names its `block_class`, and sets up `embed_norm` and `final_norm` where it has them.
+    A family names its `block_class`, and sets up `embed_norm` where it has one.
 
     Attributes:
         add_pooling_layer: has a pooler. Language models, and classifiers of tokens, have none.
@@ -233,12 +229,10 @@ class BertTrunk(Trunk):
         self.embed_positions = Embed(c.max_position_embeddings, row_axis=None, padding_idx=padding, **shared)
         self.embed_dropout = dropout_layer(c.hidden_dropout_prob)
         self.layers = stack.parameters(self, "layers", self.block(), c.num_hidden_layers, c.hidden_size)
+        if c.norm_placement == "pre":
+            self.final_norm = self.norm()
         if self.add_pooling_layer:
             self.pooler = heads.Pooler(c.hidden_size, init, self.dtype, self.param_dtype)
-
-    def norm(self) -> LayerNorm:
-        """A norm of the trunk's width."""
-        return LayerNorm(self.config.hidden_size, self.config.layer_norm_eps, self.dtype, self.param_dtype)
 
     def default_positions(
         self, input_ids: Given, slots_T: jax.Array, cache: Cache | None, segment_ids: Given
@@ -335,7 +329,7 @@ class LMTask(tasks.Task):
 
     def make_lm_head(self, **options: Any) -> heads.LMHead:
         c = self.config
-        options |= dict(use_bias=True, transform=c.lm_head_act, norm_epsilon=c.layer_norm_eps)
+        options |= dict(use_bias=True, transform=c.lm_head_act, norm=c.norm, norm_epsilon=c.norm_epsilon)
         return super().make_lm_head(**options)
 
 

@@ -5,7 +5,9 @@ import functools
 import numbers
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
+
+from modelzoo.layers.mlp import GATED
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -31,6 +33,9 @@ class ModelConfig:
     additions: ClassVar[tuple[str, ...]] = ()
     """Fields that, set, add parameters which training can make new to a checkpoint without them."""
 
+    knobs: ClassVar[tuple[str, ...]] = ()
+    """Fields that no Hugging Face file knows (`modelzoo.knobs`); a family need not have all."""
+
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -44,9 +49,9 @@ class ModelConfig:
             pairs = tuple(sorted((int(i), str(label)) for i, label in self.id2label.items()))
             object.__setattr__(self, "id2label", pairs)
         for field, kind in _field_types(type(self)).items():
-            self._check(
-                _is_of(getattr(self, field), kind), field, f"it is of type {getattr(kind, '__name__', kind)}"
-            )
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            why = f"choose from {choices}" if choices else f"it is of type {getattr(kind, '__name__', kind)}"
+            self._check(_is_of(getattr(self, field), kind), field, why)
         self._check(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             "problem_type",
@@ -55,6 +60,19 @@ class ModelConfig:
         self._check(self.num_labels >= 1, "num_labels", "it is the number of classes")
         names = self.id2label or ()
         self._check(len(names) in (0, self.num_labels), "num_labels", f"id2label names {len(names)} classes")
+
+    @property
+    def knobs_on(self) -> dict[str, Any]:
+        """What makes this a model that transformers has no class for: fields and values."""
+        found = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in self.knobs and getattr(self, field.name) != field.default
+        }
+        for field in ("activation_function", "hidden_act"):
+            if (value := getattr(self, field, None)) in GATED:
+                found[field] = value
+        return found
 
     def _check_sizes(self, *fields: str) -> None:
         for field in fields:
@@ -94,10 +112,12 @@ class ModelConfig:
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
-        """The contents of a config.json that transformers reads back into the same config."""
+        """The contents of a config.json that transformers reads back into the same config, if no knob is on."""
         values: dict[str, Any] = {"model_type": self.model_type}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in self.knobs and value == field.default:
+                continue
             values[field.name] = list(value) if isinstance(value, tuple) else value
         # transformers derives num_labels from the names and refuses the two together in a file.
         num_labels = values.pop("num_labels")
@@ -109,26 +129,38 @@ class ModelConfig:
                 del values[name]
         return values
 
-    # The names that code outside a family uses, whatever the family calls them.
+    # The names that code outside a family uses, whatever the family calls them: here by its aliases.
+    def _aliased(self, name: str) -> Any:
+        if name not in self.aliases:
+            raise NotImplementedError(
+                f"{type(self).__name__} neither calls a field {name} nor says what it is"
+            )
+        return getattr(self, self.aliases[name])
+
     @property
     def num_layers(self) -> int:
         """L, blocks of the (decoder) trunk."""
-        raise NotImplementedError
+        return self._aliased("num_hidden_layers")
 
     @property
     def hidden_size(self) -> int:
         """D."""
-        raise NotImplementedError
+        return self._aliased("hidden_size")
 
     @property
     def max_positions(self) -> int | None:
         """The longest sequence that the positions allow, or None where there is no limit."""
-        raise NotImplementedError
+        return self._aliased("max_position_embeddings")
 
     @property
     def initializer_std(self) -> float:
         """Standard deviation of kernels and embeddings at the start: what most families call initializer_range."""
         return cast(Any, self).initializer_range
+
+    @property
+    def residual_std(self) -> float:
+        """The same of the kernels that write to the residual: the layers' `out` and `fc_out`."""
+        return self.initializer_std
 
     @property
     def head_dropout(self) -> float:
@@ -149,6 +181,8 @@ def _field_types(cls: type[ModelConfig]) -> dict[str, Any]:
 
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value from a file or a command line is of a field's type; an int is a float too, a bool is no int."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_origin(kind) is types.UnionType:
         return any(_is_of(value, option) for option in get_args(kind))
     wider = {int: numbers.Integral, float: numbers.Real}.get(kind, get_origin(kind) or kind)

@@ -20,7 +20,7 @@ from modelzoo.layers.linear import (
     product,
 )
 from modelzoo.layers.mlp import get_activation
-from modelzoo.layers.norm import LayerNorm
+from modelzoo.layers.norm import make_norm
 from modelzoo.layers.quantized import is_quantized
 
 
@@ -34,7 +34,7 @@ class LMHead(nn.Module):
         tied: the projection is the embedding table, passed in at each call. A parameter `kernel` [D, V] may still be
             passed to `apply`, a transposed copy of the table: see `untie`.
         transform: activation of a dense layer [D, D] and a norm before the projection; None has neither.
-        norm_epsilon: of that norm.
+        norm, norm_epsilon: of that norm (`layers.norm.make_norm`).
     """
 
     features: int
@@ -42,6 +42,7 @@ class LMHead(nn.Module):
     use_bias: bool = False
     tied: bool = False
     transform: str | None = None
+    norm: str = "layer"
     norm_epsilon: float = 1e-5
     kernel_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
@@ -64,7 +65,7 @@ class LMHead(nn.Module):
                 width, width, ("embed", None), kernel_init=self.kernel_init, name="dense", **dtypes
             )
             x_BTD = get_activation(self.transform)(dense(x_BTD))
-            x_BTD = LayerNorm(self.features, self.norm_epsilon, name="norm", **dtypes)(x_BTD)
+            x_BTD = make_norm(self.norm, self.features, self.norm_epsilon, name="norm", **dtypes)(x_BTD)
         x_BTD = constrain(x_BTD, "act_batch", "act_length", "act_embed")
         if self.tied and not self.has_variable("params", "kernel"):
             kernel_DV = embedding_VD.T if is_quantized(embedding_VD) else embedding_VD.astype(self.dtype).T

@@ -30,7 +30,7 @@ from modelzoo.model import Model, abstract_params, logical_axes
 from modelzoo.tensor_files import Reader
 
 default_rules: Callable[[Any], Any] | None = None
-"""Makes sharding rules for a mesh; `parallel` sets it when it is imported, since modelzoo knows no meshes."""
+"""Makes sharding rules for a mesh; `parallel` sets it when it is used, since modelzoo knows no meshes."""
 
 
 class Place(NamedTuple):
@@ -143,6 +143,7 @@ def open_folder(
     try:
         family, chosen = hf_match.choose_class(hf_config, model_class)
         config = family.config_class.from_hf(hf_config) if config is None else config
+        hf_match.check_knobs(config)
     except ValueError as error:
         raise ValueError(f"{folder / hf_files.CONFIG}: {error}") from None
     if headers is None:
@@ -241,7 +242,7 @@ def _tuples(tree: Any) -> Any:
 def _rules_for(mesh: Any, rules: Any) -> Any:
     if rules is None and mesh is not None:
         if default_rules is None:
-            raise ValueError("a mesh without rules: pass rules=parallel.make_rules(mesh), or import parallel")
+            raise ValueError("a mesh without rules: pass rules=parallel.make_rules(mesh)")
         return default_rules(mesh)
     if rules is not None and mesh is not None and rules.mesh != mesh:
         raise ValueError(

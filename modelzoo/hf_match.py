@@ -11,6 +11,7 @@ import numpy as np
 
 from modelzoo import placing, registry
 from modelzoo import weights as tables
+from modelzoo.config import ModelConfig
 from modelzoo.layers.quantized import is_quantized
 from modelzoo.model import Model, logical_axes
 from modelzoo.tensor_files import TensorRef
@@ -62,6 +63,21 @@ def choose_class(
     raise ValueError(
         f"unknown architecture {architectures[0]!r}: for {family.model_type} flaxtron has {classes}"
     )
+
+
+def check_knobs(config: ModelConfig) -> None:
+    """Refuses a config that transformers has no class for.
+
+    Raises:
+        ValueError: names the first of its knobs that are on.
+    """
+    if on := config.knobs_on:
+        first, value = next(iter(on.items()))
+        others = f" (nor with {', '.join(list(on)[1:])})" if len(on) > 1 else ""
+        raise ValueError(
+            f"{type(config).__name__}.{first} = {value!r}: Hugging Face has no such model{others}, so no files of it: "
+            "keep it in flaxtron's own checkpoints, which hold the knobs that are on"
+        )
 
 
 def trunk_options(family: registry.Family, model_class: type[Model], names: Iterable[str]) -> dict[str, Any]:

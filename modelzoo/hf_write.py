@@ -34,12 +34,14 @@ def to_hf(model: Model, params: Any, path: str | os.PathLike[str], max_shard_siz
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: the parameters are not this model's, or are spread over processes; or a size that is none.
+        ValueError: the parameters are not this model's, or are spread over processes; or a size that is none; or the
+            model has knobs on (`modelzoo.knobs`), so that transformers has no class for it.
     """
     room = hf_files.parse_size(max_shard_size)
-    family = next((family for family in registry.FAMILIES.values() if type(model) in family.classes), None)
+    family = registry.family_of(type(model))
     if family is None:
         raise ValueError(f"{type(model).__name__} is in no family that flaxtron can write")
+    hf_match.check_knobs(model.config)
     shapes = tables.flatten(abstract_params(model))
     leaves = _leaves(nn.meta.unbox(params))
     hf_match.check_params(model, shapes, leaves)

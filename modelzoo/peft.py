@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 from safetensors.numpy import save_file
 
-from modelzoo import hf_files, placing, registry
+from modelzoo import hf_files, hf_match, placing, registry
 from modelzoo import weights as tables
 from modelzoo.axes import LAYERS, num_inputs
 from modelzoo.model import Model, abstract_params, logical_axes, trainable, tuned, untuned
@@ -248,6 +248,7 @@ class _Layout:
 
     def __init__(self, model: Model):
         plain = untuned(model)
+        hf_match.check_knobs(plain.config)
         family = registry.get_family(plain.config.model_type)
         self.tensors = tables.bind(family.weights, tables.flatten(abstract_params(plain)))
         self._axes = tables.flatten(logical_axes(plain))

@@ -1,99 +1,96 @@
-"""Which families there are: their configs, classes, presets and weight tables."""
+"""Which families there are. A family's line says where its config, classes and weight table are; it loads when used.
+
+To add one: modelzoo/<model_type>/{config,model,weights}.py, its line in `FAMILIES`, its import for type checkers.
+"""
+
+# ruff: noqa: F401, F403
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelzoo.bloom import config as bloom_config
-from modelzoo.bloom import model as bloom_model
-from modelzoo.bloom import weights as bloom_weights
-from modelzoo.config import ModelConfig
-from modelzoo.gptj import config as gptj_config
-from modelzoo.gptj import model as gptj_model
-from modelzoo.gptj import weights as gptj_weights
-from modelzoo.megatron_bert import config as megatron_bert_config
-from modelzoo.megatron_bert import model as megatron_bert_model
-from modelzoo.megatron_bert import weights as megatron_bert_weights
-from modelzoo.model import Model
-from modelzoo.mvp import config as mvp_config
-from modelzoo.mvp import model as mvp_model
-from modelzoo.mvp import weights as mvp_weights
-from modelzoo.roberta import config as roberta_config
-from modelzoo.roberta import model as roberta_model
-from modelzoo.roberta import weights as roberta_weights
+if TYPE_CHECKING:  # the names of every family, for type checkers and editors
+    from modelzoo.bloom.config import BloomConfig
+    from modelzoo.bloom.model import *
+    from modelzoo.config import ModelConfig
+    from modelzoo.gpt2.config import GPT2Config
+    from modelzoo.gpt2.model import *
+    from modelzoo.gptj.config import GPTJConfig
+    from modelzoo.gptj.model import *
+    from modelzoo.megatron_bert.config import MegatronBertConfig
+    from modelzoo.megatron_bert.model import *
+    from modelzoo.model import Model
+    from modelzoo.mvp.config import MvpConfig
+    from modelzoo.mvp.model import *
+    from modelzoo.roberta.config import RobertaConfig
+    from modelzoo.roberta.model import *
+    from modelzoo.weights import WeightTable
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One architecture.
+    """One architecture, in modelzoo/<model_type>/ with _ for -.
 
     Attributes:
         title: its name in prose.
         paper: where it was published, and the address.
         model_type: transformers' name of it, as in config.json.
-        config_class: its config.
-        classes: its model classes; the first is the bare trunk.
-        presets: named configs.
-        weights: its table of Hugging Face names.
+        prefix: what its classes' names begin with, as in "GPTJConfig"; gin calls its config so.
     """
 
     title: str
     paper: tuple[str, str]
     model_type: str
-    config_class: type[ModelConfig]
-    classes: tuple[type[Model], ...]
-    presets: Mapping[str, ModelConfig]
-    weights: Any
+    prefix: str
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"modelzoo.{self.model_type.replace('-', '_')}.{name}")
+
+    @functools.cached_property
+    def config_class(self) -> "type[ModelConfig]":
+        """Its config."""
+        return getattr(self._module("config"), f"{self.prefix}Config")
+
+    @functools.cached_property
+    def presets(self) -> "Mapping[str, ModelConfig]":
+        """Named configs."""
+        return self._module("config").PRESETS
+
+    @functools.cached_property
+    def classes(self) -> "tuple[type[Model], ...]":
+        """Its model classes; the first is the bare trunk."""
+        module = self._module("model")
+        return tuple(getattr(module, name) for name in module.__all__)
+
+    @functools.cached_property
+    def weights(self) -> "WeightTable":
+        """Its table of Hugging Face names."""
+        return self._module("weights").WEIGHTS
+
+    def named(self, name: str) -> Any:
+        """Its config or class of this name, or None."""
+        if not name.startswith(self.prefix):
+            return None
+        return next((each for each in (self.config_class, *self.classes) if each.__name__ == name), None)
 
 
+_WANG = ("Wang and Komatsuzaki, 2021", "https://github.com/kingoflolz/mesh-transformer-jax")
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(
-            "GPT-J",
-            ("Wang and Komatsuzaki, 2021", "https://github.com/kingoflolz/mesh-transformer-jax"),
-            "gptj",
-            gptj_config.GPTJConfig,
-            gptj_model.CLASSES,
-            gptj_config.PRESETS,
-            gptj_weights.WEIGHTS,
-        ),
-        Family(
-            "BLOOM",
-            ("BigScience, 2022", "https://arxiv.org/abs/2211.05100"),
-            "bloom",
-            bloom_config.BloomConfig,
-            bloom_model.CLASSES,
-            bloom_config.PRESETS,
-            bloom_weights.WEIGHTS,
-        ),
-        Family(
-            "RoBERTa",
-            ("Liu et al., 2019", "https://arxiv.org/abs/1907.11692"),
-            "roberta",
-            roberta_config.RobertaConfig,
-            roberta_model.CLASSES,
-            roberta_config.PRESETS,
-            roberta_weights.WEIGHTS,
-        ),
+        Family("GPT-J", _WANG, "gptj", "GPTJ"),
+        Family("BLOOM", ("BigScience, 2022", "https://arxiv.org/abs/2211.05100"), "bloom", "Bloom"),
+        Family("RoBERTa", ("Liu et al., 2019", "https://arxiv.org/abs/1907.11692"), "roberta", "Roberta"),
         Family(
             "MegatronBERT",
             ("Shoeybi et al., 2019", "https://arxiv.org/abs/1909.08053"),
             "megatron-bert",
-            megatron_bert_config.MegatronBertConfig,
-            megatron_bert_model.CLASSES,
-            megatron_bert_config.PRESETS,
-            megatron_bert_weights.WEIGHTS,
+            "MegatronBert",
         ),
-        Family(
-            "MVP",
-            ("Tang et al., 2022", "https://arxiv.org/abs/2206.12131"),
-            "mvp",
-            mvp_config.MvpConfig,
-            mvp_model.CLASSES,
-            mvp_config.PRESETS,
-            mvp_weights.WEIGHTS,
-        ),
+        Family("MVP", ("Tang et al., 2022", "https://arxiv.org/abs/2206.12131"), "mvp", "Mvp"),
+        Family("GPT-2", ("Radford et al., 2019", "https://github.com/openai/gpt-2"), "gpt2", "GPT2"),
     )
 }
 
@@ -109,16 +106,28 @@ def get_family(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def get_model_class(name: str) -> type[Model]:
+def family_of(model_class: "type[Model]") -> Family | None:
+    """The family that a class is of, if any."""
+    return next((family for family in FAMILIES.values() if model_class in family.classes), None)
+
+
+def find(name: str) -> Any:
+    """The config or model class of this name, such as "GPTJConfig", or None."""
+    found = (family.named(name) for family in FAMILIES.values())
+    return next((each for each in found if each is not None), None)
+
+
+def get_model_class(name: str) -> "type[Model]":
     """The model class of this name, such as "GPTJForCausalLM".
 
     Raises:
         ValueError: no such class.
     """
-    classes = {cls.__name__: cls for family in FAMILIES.values() for cls in family.classes}
-    if name not in classes:
-        raise ValueError(f"unknown model class {name!r}: flaxtron has {sorted(classes)}")
-    return classes[name]
+    found = find(name)
+    if found is None or name.endswith("Config"):
+        known = sorted(cls.__name__ for family in FAMILIES.values() for cls in family.classes)
+        raise ValueError(f"unknown model class {name!r}: flaxtron has {known}")
+    return found
 
 
 def list_presets() -> list[str]:

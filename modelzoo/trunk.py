@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from modelzoo.layers import stack
 from modelzoo.layers.cache import Cache
 from modelzoo.layers.masks import layer_head_mask
+from modelzoo.layers.norm import make_norm
 from modelzoo.model import Model
 from modelzoo.outputs import BaseModelOutput
 
@@ -38,6 +39,17 @@ class Block(nn.Module):
         """Keyword arguments of every layer with kernels."""
         return dict(self.dtypes, kernel_init=nn.initializers.normal(self.config.initializer_std))
 
+    @property
+    def head_fields(self) -> dict[str, Any]:
+        """Keyword arguments of every attention, of a config with `knobs.BlockKnobs`."""
+        c = self.config
+        return dict(num_kv_heads=c.num_key_value_heads, qk_norm=c.qk_norm, norm_epsilon=c.norm_epsilon)
+
+    def norm(self, name: str) -> nn.Module:
+        """A norm over the model's width."""
+        c = self.config
+        return make_norm(c.norm, c.hidden_size, c.norm_epsilon, name=name, **self.dtypes)
+
 
 class Trunk(Model):
     """Base of all trunks and of an encoder-decoder's two stacks.
@@ -56,6 +68,13 @@ class Trunk(Model):
     def block(self) -> Block:
         """The block that every layer is, unbound."""
         return self.block_class(self.config, self.dtype, self.param_dtype, parent=None)
+
+    def norm(self) -> nn.Module:
+        """A norm over the model's width."""
+        c = self.config
+        return make_norm(
+            c.norm, c.hidden_size, c.norm_epsilon, dtype=self.dtype, param_dtype=self.param_dtype
+        )
 
     def embedding_table(self) -> jax.Array:
         """The array at `table_path`."""

@@ -29,7 +29,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from modelzoo.layers.attention import AttentionCall
+from modelzoo.layers.attention import AttentionCall, by_group, query_key, weigh_values
 from modelzoo.layers.bias import as_bias, hides_first_key
 from modelzoo.layers.masks import LOWEST
 from modelzoo.layers.position import relative_scores
@@ -300,7 +300,7 @@ class _Device:
         probs, kept = jnp.exp(scores - highest[..., None]), jnp.exp(before - highest)
         weight = _at(weights, mine) * kept + probs.sum(axis=-1)
         probs = self._dropped(probs, pair, source, k).astype(v.dtype)
-        total = _at(totals, mine) * kept[..., None] + jnp.einsum("bnts,bnsh->bnth", probs, v, **FLOAT32)
+        total = _at(totals, mine) * kept[..., None] + weigh_values(probs, v, **FLOAT32)
         return (
             _put(totals, total, mine),
             _put(highests, highest, mine),
@@ -315,10 +315,14 @@ class _Device:
         q, k, v = _at(self.q, mine), _at(keys[0], theirs), _at(keys[1], theirs)
         scores, pull = jax.vjp(lambda q, k, table: self._scores(q, k, table, pair, source), q, k, self.table)
         probs = jnp.exp(scores - highest[..., None]) / weight[..., None]
-        d_probs = jnp.einsum("bnth,bnsh->bnts", d_y, v, **FLOAT32)
+        d_probs = query_key(d_y, v)
         d_scores = probs * (self._dropped(d_probs, pair, source, k) - inner[..., None])
         probs = self._dropped(probs, pair, source, k).astype(v.dtype)
-        more_v = jnp.einsum("bnts,bnth->bnsh", probs, d_y, **FLOAT32)
+        if (num_groups := v.shape[1]) == d_y.shape[1]:
+            more_v = jnp.einsum("bnts,bnth->bnsh", probs, d_y, **FLOAT32)
+        else:
+            grouped = by_group(probs, num_groups), by_group(d_y, num_groups)
+            more_v = jnp.einsum("bkgts,bkgth->bksh", *grouped, **FLOAT32)
         more_q, more_k, more_table = pull(d_scores)
         d_table = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), d_table, more_table)
         return (_add(d_q, more_q, mine), d_table), (_add(d_k, more_k, theirs), _add(d_v, more_v, theirs))
@@ -331,7 +335,7 @@ class _Device:
         slots = first_query + jnp.arange(num_queries, dtype=jnp.int32) if self.ring.is_causal else None
         bias = self.extras.bias.of_queries(first_query, num_queries).replace(query_slots=slots)
         bias = bias.of_keys(first_key, num_keys).dense(num_keys)
-        scores = jnp.einsum("bnth,bnsh->bnts", q, k, **FLOAT32)
+        scores = query_key(q, k)
         if self.ring.relative is not None:
             scores += relative_scores(self.ring.relative, table, q, k, first_query - first_key)
         return scores if bias is None else scores + bias

@@ -160,6 +160,45 @@ class TestModule:
         got = module.apply(variables, jnp.asarray(x[:, first:]), cache=cache, cache_index=jnp.int32(first))
         self.check(got[:2], (np.einsum("bnth,nhd->btd", context, self.out_kernel), probs))
 
+    @pytest.mark.parametrize("kind", [None, "relative_key_query"])
+    def test_grouped_heads_are_full_heads_repeated(self, kind):
+        """Every K of N heads, with what depends on the keys alone."""
+        x, table = jnp.asarray(random(B, T, D)), jnp.asarray(random(2 * 8 - 1, H, seed=9))
+        shared = dict(use_bias=False, out_bias=False, relative=kind, max_positions=8)
+        for num_kv_heads, times in ((1, 4), (2, 2)):
+            grouped, full = (Attention(D, 4, H, num_kv_heads=k, **shared) for k in (num_kv_heads, None))
+            params = {"out": {"kernel": jnp.asarray(random(4, H, D))}} | ({"distance": table} if kind else {})
+            params["query"] = {"kernel": jnp.asarray(random(D, 4, H))}
+            kernels = {
+                name: jnp.asarray(random(D, num_kv_heads, H, seed=i))
+                for i, name in enumerate(("key", "value"))
+            }
+            own = params | {name: {"kernel": kernel} for name, kernel in kernels.items()}
+            repeated = params | {
+                name: {"kernel": jnp.repeat(k, times, axis=1)} for name, k in kernels.items()
+            }
+            bias = jnp.asarray(causal(T, T))
+            got, expected = (
+                module.apply({"params": tree}, x, bias=bias)[:2]
+                for module, tree in ((grouped, own), (full, repeated))
+            )
+            self.check(got, expected)
+
+    def test_queries_and_keys_are_normed_before_they_rotate(self):
+        x, scales = random(B, T, D), {name: random(H, seed=20 + i) for i, name in enumerate(("query", "key"))}
+
+        def placed(name):
+            y = self.project(name, x)
+            return -2.0 * (y / np.sqrt((y**2).mean(-1, keepdims=True) + 0.01) * scales[name] + 1.0)
+
+        context, probs = reference(placed("query") / np.sqrt(H), placed("key"), self.project("value", x))
+        module = Attention(D, N, H, use_bias=False, out_bias=False, qk_norm=True, norm_epsilon=0.01)
+        params = self.params() | {
+            f"{name}_norm": {"scale": jnp.asarray(scale)} for name, scale in scales.items()
+        }
+        got = module.apply({"params": params}, jnp.asarray(x), rotary=lambda a: -2.0 * (a + 1.0))
+        self.check(got[:2], (np.einsum("bnth,nhd->btd", context, self.out_kernel), probs))
+
     def test_cross_attention_from_another_width(self):
         module = Attention(D, N, H)
         x, source = jnp.ones((B, T, D)), jnp.ones((B, 7, 20))

@@ -299,7 +299,6 @@ class TestConfig:
             ("rotary_dim", 0, "it is even"),
             *((name, 1.0, r"lies in \[0, 1\)") for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")),
             ("attn_pdrop", -0.1, r"lies in \[0, 1\)"),
-            ("tie_word_embeddings", True, "not tied"),
         ],
     )
     def test_a_value_that_cannot_be_names_its_field(self, field, value, why):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modelzoo.layers import mlp
-from modelzoo.layers.mlp import ACTIVATIONS, get_activation
+from modelzoo.layers.mlp import ACTIVATIONS, GATED, get_activation
 
 Mlp: Any = mlp.Mlp  # flax types what init and apply return as unions
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -101,6 +101,20 @@ def test_mlp():
     y = Mlp(4, 7, "gelu_new").apply({"params": params}, jnp.asarray(x))
     expected = gelu_tanh(x.astype(np.float64) @ w + b) @ u + c
     np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "gate"), GATED.items())
+def test_gated(name, gate):
+    random = np.random.default_rng(0)
+    x, w, b, g, d, u, c = (
+        random.normal(size=s).astype(np.float32) for s in [(2, 3, 4), (4, 7), 7, (4, 7), 7, (7, 4), 4]
+    )
+    layers = {"fc_in": (w, b), "fc_gate": (g, d), "fc_out": (u, c)}
+    params = {at: {"kernel": jnp.asarray(k), "bias": jnp.asarray(bias)} for at, (k, bias) in layers.items()}
+    y = Mlp(4, 7, name).apply({"params": params}, jnp.asarray(x))
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(y, (DEFINITIONS[gate](x @ g + d) * (x @ w + b)) @ u + c, atol=4e-5)
+    assert get_activation(name) is ACTIVATIONS[gate]
 
 
 def test_mlp_makes_its_parameters():

@@ -1,4 +1,4 @@
-"""Layer normalisation against float64."""
+"""Layer normalisation and RMS norm against float64."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from modelzoo.layers import norm
-from modelzoo.layers.norm import normalize
+from modelzoo.layers.norm import NORMS, divide_by_rms, make_norm, normalize
 from tests.zoo import assert_close
 
 LayerNorm: Any = norm.LayerNorm  # flax types what init and apply return as unions
+RMSNorm: Any = norm.RMSNorm
 
 
 def reference(x, epsilon, scale=1.0, bias=0.0):
@@ -75,6 +76,35 @@ def test_starts_as_the_identity_of_a_normed_row():
     assert (params["bias"].value == 0).all()
     assert {params[name].names for name in params} == {("embed",)}
     assert {params[name].value.dtype for name in params} == {jnp.dtype("float16")}
+
+
+def test_rms_against_float64():
+    """No mean is taken off; gradients are those of autodiff, though the scale's has a backward pass of its own."""
+    random = np.random.default_rng(0)
+    x, weight = jnp.asarray(random.normal(3.0, 2.0, (2, 4, 5, 33)), jnp.float32)
+    scale = jnp.asarray(random.normal(size=33), jnp.float32)
+    wide = np.asarray(x, np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 0.5)
+    np.testing.assert_allclose(divide_by_rms(x, 0.5), expected, atol=1e-6)
+
+    def ours(scale, x):
+        return jnp.sum(weight * RMSNorm(33, 0.5).apply({"params": {"scale": scale}}, x))
+
+    def plain(scale, x):
+        return jnp.sum(weight * scale * x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 0.5))
+
+    assert_close(jax.grad(ours, (0, 1))(scale, x), jax.grad(plain, (0, 1))(scale, x), 1e-5)
+
+
+def test_kinds_have_what_they_need():
+    made = {kind: make_norm(kind, 6, 1e-3, name=None) for kind in NORMS}
+    params = {kind: layer.init(jax.random.key(0), jnp.ones((1, 6)))["params"] for kind, layer in made.items()}
+    assert {kind: set(tree) for kind, tree in params.items()} == {
+        "layer": {"scale", "bias"},
+        "rms": {"scale"},
+    }
+    assert params["rms"]["scale"].names == ("embed",)
+    assert all(layer.epsilon == 1e-3 for layer in made.values())
 
 
 def test_a_scale_of_another_width_is_refused():

@@ -1,5 +1,7 @@
 """Names find configs and classes, and every family is whole."""
 
+from pathlib import Path
+
 import pytest
 
 import modelzoo
@@ -26,6 +28,28 @@ def test_families_are_public(family):
     for cls in (family.config_class, *family.classes):
         assert getattr(modelzoo, cls.__name__) is cls
         assert cls.__name__ in modelzoo.__all__
+        assert cls.__name__ in dir(modelzoo)
+        assert registry.find(cls.__name__) is cls
+
+
+def test_type_checkers_know_every_family():
+    """The registry's imports for them are those of its lines: they load nothing, so that nothing else would tell."""
+    text = Path(registry.__file__).read_text()
+    for family in registry.FAMILIES.values():
+        package = f"modelzoo.{family.model_type.replace('-', '_')}"
+        assert f"    from {package}.config import {family.config_class.__name__}\n" in text
+        assert f"    from {package}.model import *\n" in text
+
+
+def test_other_names_are_no_names():
+    with pytest.raises(AttributeError, match="module 'modelzoo' has no attribute 'GPTJForCausal'"):
+        _ = modelzoo.GPTJForCausal
+    assert registry.find("GPTJBlock") is None
+
+
+def test_family_of():
+    assert registry.family_of(modelzoo.MvpModel) is modelzoo.get_family("mvp")
+    assert registry.family_of(Model) is None
 
 
 def test_get_model_class():
@@ -43,8 +67,8 @@ def test_tasks_tell_the_classes_apart():
 
 def test_get_family():
     assert modelzoo.get_family("gptj").config_class is modelzoo.GPTJConfig
-    with pytest.raises(ValueError, match="unknown model_type 'gpt2': flaxtron has .*gptj"):
-        modelzoo.get_family("gpt2")
+    with pytest.raises(ValueError, match="unknown model_type 'gpt3': flaxtron has .*gptj"):
+        modelzoo.get_family("gpt3")
 
 
 def test_every_preset_is_found():

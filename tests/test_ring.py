@@ -81,6 +81,12 @@ def test_beside_other_axes():
     check(calls(16)["causal with all else"], given, dict(data=2, context=2, tensor=2))
 
 
+def test_grouped_heads():
+    """Two heads of keys and values for four of queries, each of the two on a device of its own."""
+    given = [random(B, heads, 16, H, seed=i) for i, heads in enumerate((N, 2, 2))]
+    check(calls(16)["causal with all else"], given, dict(context=2, tensor=2))
+
+
 def test_pieces_that_do_not_halve_and_keys_of_another_length():
     """Three tokens a device: the work is not balanced, the result the same; so for cross-attention."""
     given = [random(B, N, 6, H), random(B, N, 10, H, seed=1), random(B, N, 10, H, seed=2)]

@@ -19,8 +19,8 @@ MODELS = {"gptj": modelzoo.GPTJForCausalLM, "bloom": modelzoo.BloomForCausalLM}
 NUM_NEW = 12
 
 
-def real(name):
-    config = modelzoo.get_config(f"tiny-{name}", vocab_size=97, initializer_range=0.12, n_layer=1)
+def real(name, **knobs: Any):
+    config = modelzoo.get_config(f"tiny-{name}", vocab_size=97, initializer_range=0.12, n_layer=1, **knobs)
     model = MODELS[name](config)
     return model, inference.prepare(model, parallel.init_params(model, jax.random.key(7)))
 
@@ -104,3 +104,26 @@ def test_tokens_on_a_mesh_equal_those_of_generate_on_one_device():
     asked = [engine.submit(row, SamplingParams(max_new_tokens=NUM_NEW)) for row in prompts(0)]
     list(engine.run())
     assert [request.output for request in asked] == generated(model, params, prompts(0))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("greedy")
+@pytest.mark.parametrize(
+    ("name", "window"), [("gptj", dict(n_positions=56)), ("bloom", dict(max_position_embeddings=56))]
+)
+def test_tokens_of_learned_positions_and_grouped_heads_equal_those_of_generate(name, window):
+    """To the table's last row, on a mesh that gives each device one head of keys and values."""
+    knobs = dict(position="learned", norm="rms", qk_norm=True, num_key_value_heads=2, **window)
+    model, params = real(name, activation_function="swiglu", **knobs)
+    rules = parallel.make_rules(parallel.make_mesh(tensor=2, devices=jax.devices()[:2]))
+    engine = Engine(model, params, num_rows=2, rules=rules)
+    assert engine._state.layers[0].key.shape[1] == 2
+    num_new = SamplingParams(max_new_tokens=16), SamplingParams(max_new_tokens=NUM_NEW)
+    asked = [engine.submit(row, num_new[len(row) < 40]) for row in prompts(0)]
+    list(engine.run())
+    wanted = generated(model, params, prompts(0))
+    assert [request.output[:NUM_NEW] for request in asked] == wanted
+    assert len(asked[1].output) == 56 - 40
+    whole = jnp.asarray([prompts(0)[1] + asked[1].output[:-1]])
+    logits = model.apply({"params": params}, input_ids=whole).logits[0, 39:]
+    assert logits.argmax(-1).tolist() == asked[1].output

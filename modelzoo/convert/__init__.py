@@ -12,6 +12,17 @@ into a `Checkpoint`: a config, and Hugging Face names with tensors that are yet 
 checks it against the model's class and writes it. No torch is needed, and no code in a checkpoint is run.
 """
 
-from modelzoo.convert.formats import FORMATS, convert_checkpoint
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelzoo.convert.formats import FORMATS, convert_checkpoint
 
 __all__ = ["FORMATS", "convert_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: `python -m modelzoo.convert --help` should not wait for JAX.
+    if name not in __all__:
+        raise AttributeError(f"module 'modelzoo.convert' has no attribute {name!r}")
+    return getattr(importlib.import_module("modelzoo.convert.formats"), name)

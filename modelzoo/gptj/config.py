@@ -3,25 +3,25 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from modelzoo.config import ModelConfig
+from modelzoo.knobs import BlockKind, DecoderKnobs, Position
 from modelzoo.layers.mlp import get_activation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTJConfig(ModelConfig):
-    """The defaults are GPT-J-6B's.
+class GPTJConfig(DecoderKnobs):
+    """The defaults are GPT-J-6B's; for knobs see `modelzoo.knobs`.
 
     Attributes:
         vocab_size: V.
-        n_positions: longest sequence; rotary positions have no table, so this is a promise, not a size.
+        n_positions: longest sequence; rotary positions have no table, so of them this is a promise, not a size.
         n_embd, n_layer, n_head: D, L, N.
         rotary_dim: features of each head that rotate; None rotates all.
-        n_inner: F; None is 4 D.
-        activation_function: a key of `layers.mlp.ACTIVATIONS`.
+        n_inner: F; None is 4 D, or of a gated activation 8/3 D (`layers.mlp.usual_hidden`).
+        activation_function: a key of `layers.mlp.ACTIVATIONS` or GATED.
         resid_pdrop, embd_pdrop, attn_pdrop: dropout after attention and MLP, on embeddings, on attention weights.
         layer_norm_epsilon: added to the variance.
         initializer_range: standard deviation of every kernel and of the embedding at the start.
-        tie_word_embeddings: as in transformers; GPT-J's head is its own, so only False is known.
+        tie_word_embeddings: the LM head's projection is the embedding table; its bias stays.
     """
 
     model_type: ClassVar[str] = "gptj"
@@ -31,6 +31,7 @@ class GPTJConfig(ModelConfig):
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
+    length_field: ClassVar[str] = "n_positions"
 
     vocab_size: int = 50400
     n_positions: int = 2048
@@ -48,6 +49,8 @@ class GPTJConfig(ModelConfig):
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
     tie_word_embeddings: bool = False
+    position: Position = "rotary"
+    block: BlockKind = "parallel"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +63,8 @@ class GPTJConfig(ModelConfig):
             f"it is even and at most the head width {self.head_dim}, or None for all of it",
         )
         self._check_probabilities("resid_pdrop", "embd_pdrop", "attn_pdrop")
-        self._check(not self.tie_word_embeddings, "tie_word_embeddings", "GPT-J's LM head is not tied")
         get_activation(self.activation_function)
+        self._check_knobs()
 
     def to_hf(self) -> dict[str, Any]:
         # transformers reads None as the model's width, which is right for one head alone.
@@ -80,19 +83,26 @@ class GPTJConfig(ModelConfig):
         return self.n_positions
 
     @property
-    def head_dim(self) -> int:
-        """H."""
-        return self.n_embd // self.n_head
+    def num_heads(self) -> int:
+        return self.n_head
 
     @property
     def mlp_dim(self) -> int:
-        """F."""
-        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+        return self.n_inner if self.n_inner is not None else super().mlp_dim
 
     @property
-    def cache_heads(self) -> tuple[int, int]:
-        """(K, H) of the key/value cache."""
-        return self.n_head, self.head_dim
+    def rotary_features(self) -> int:
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def hidden_dropout(self) -> float:
+        """After attention and MLP."""
+        return self.resid_pdrop
+
+    @property
+    def attention_dropout(self) -> float:
+        """On attention weights."""
+        return self.attn_pdrop
 
 
 PRESETS = {

@@ -1,71 +1,38 @@
 """GPT-J: wiring only. Reference: mesh-transformer-jax (Wang and Komatsuzaki, 2021) and transformers 4.57.6.
 
 One layer norm feeds attention and MLP side by side, x + attention(h) + mlp(h); the first `rotary_dim` features of
-every head rotate in neighbouring pairs; the attention's projections have no bias, the LM head has one.
+every head rotate in neighbouring pairs; the attention's projections have no bias, the LM head has one. Other positions,
+norms and blocks are the config's to choose (`modelzoo.knobs`).
 """
 
-from functools import partial
 from typing import Unpack
 
-import flax.linen as nn
 import jax
 
 from modelzoo import tasks
-from modelzoo.gptj.config import GPTJConfig
+from modelzoo.decoder import DecoderBlock, DecoderTrunk
 from modelzoo.heads import LMHead
-from modelzoo.layers import stack
-from modelzoo.layers.attention import Attention, AttentionInputs
-from modelzoo.layers.bias import Bias
-from modelzoo.layers.cache import Cache, begin
-from modelzoo.layers.embed import Embed, check_length, embed_inputs
+from modelzoo.layers.cache import Cache
+from modelzoo.layers.embed import embed_inputs
 from modelzoo.layers.linear import dropout_layer
-from modelzoo.layers.masks import check_segments
-from modelzoo.layers.mlp import Mlp
-from modelzoo.layers.norm import LayerNorm
-from modelzoo.layers.position import rotary_tables, rotate, segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.outputs import BaseModelOutput
-from modelzoo.trunk import Block, Trunk
 
 
-class GPTJBlock(Block):
+class GPTJBlock(DecoderBlock):
     """One layer: x + attention(norm(x)) + mlp(norm(x)), both from the same norm."""
 
-    @nn.compact
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        rotary: tuple[jax.Array, jax.Array] | None = None,
-        output_attentions: bool = False,
-        deterministic: bool = True,
-        **attending: Unpack[AttentionInputs],
-    ) -> tuple[jax.Array, stack.LayerOutput]:
-        c: GPTJConfig = self.config
-        turn = None if rotary is None else partial(rotate, sin_BTR=rotary[0], cos_BTR=rotary[1])
-        attention = Attention(
-            c.n_embd, c.n_head, c.head_dim, False, False, c.attn_pdrop, name="attention", **self.projections
-        )
-        mlp = Mlp(c.n_embd, c.mlp_dim, c.activation_function, c.resid_pdrop, name="mlp", **self.projections)
-
-        h_BTD = LayerNorm(c.n_embd, c.layer_norm_epsilon, name="norm", **self.dtypes)(x_BTD)
-        attended_BTD, probs, cache = attention(h_BTD, rotary=turn, deterministic=deterministic, **attending)
-        attended_BTD = dropout_layer(c.resid_pdrop)(attended_BTD, deterministic=deterministic)
-        y_BTD = attended_BTD + mlp(h_BTD, deterministic) + x_BTD
-        return y_BTD, stack.LayerOutput(cache, probs if output_attentions else None)
+    attention_biases = False
 
 
-class GPTJModel(Trunk):
+class GPTJModel(DecoderTrunk):
     """The trunk: embed, a stack of blocks, a final norm."""
 
     block_class = GPTJBlock
 
     def setup(self) -> None:
-        c, dtypes = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        init = nn.initializers.normal(c.initializer_range)
-        self.embed = Embed(c.vocab_size, c.n_embd, embedding_init=init, **dtypes)
-        self.embed_dropout = dropout_layer(c.embd_pdrop)
-        self.layers = stack.parameters(self, "layers", self.block(), c.n_layer, c.n_embd)
-        self.final_norm = LayerNorm(c.n_embd, c.layer_norm_epsilon, **dtypes)
+        super().setup()
+        self.embed_dropout = dropout_layer(self.config.embd_pdrop)
 
     def __call__(
         self,
@@ -93,28 +60,16 @@ class GPTJModel(Trunk):
             segment_ids: [B, T], which document of a packed row a token belongs to; tokens see their own alone.
             options: see `StackOptions`.
         """
-        c = self.config
         x_BTD = embed_inputs(self.embed, input_ids, inputs_embeds)
         if token_type_ids is not None:
             x_BTD = x_BTD + self.embed(token_type_ids)  # types share the token table, as in transformers
+        x_BTD, shared, cache = self.locate(x_BTD, attention_mask, cache, segment_ids, position_ids)
         x_BTD = self.embed_dropout(x_BTD, deterministic=options.get("deterministic", True))
-        check_length(x_BTD, c.n_positions, "n_positions")
-
-        check_segments(segment_ids, x_BTD.shape[1], cache)
-        slots_T, mask_BS, _, cache = begin(cache, attention_mask, x_BTD.shape[1])
-        if position_ids is None and segment_ids is not None:
-            position_ids = segment_positions(segment_ids)
-        elif position_ids is None:
-            position_ids = slots_T.reshape(-1, x_BTD.shape[1])
-        shared = dict(
-            bias=Bias(mask_BS, slots_T, None, segment_ids, segment_ids),
-            rotary=rotary_tables(position_ids, c.rotary_dim or c.head_dim),
-        )
         return self.run(x_BTD, shared, cache, head_mask, **options)
 
 
 class GPTJForCausalLM(tasks.CausalLM):
-    """GPT-J with a language-modelling head that has a bias and is not tied."""
+    """GPT-J with a language-modelling head that has a bias."""
 
     trunk_class = GPTJModel
 
@@ -134,4 +89,9 @@ class GPTJForQuestionAnswering(tasks.QuestionAnswering):
     trunk_class = GPTJModel
 
 
-CLASSES = (GPTJModel, GPTJForCausalLM, GPTJForSequenceClassification, GPTJForQuestionAnswering)
+__all__ = [
+    "GPTJModel",
+    "GPTJForCausalLM",
+    "GPTJForSequenceClassification",
+    "GPTJForQuestionAnswering",
+]

@@ -2,7 +2,8 @@
 
 Additive bias (causal, padding, ALiBi), a rotary callable, prefix keys and values, a cache and cross-attention
 are arguments, relative positions a field; none of them is a subclass. Scores and softmax are float32 whatever the
-dtype.
+dtype. Each of K heads of keys and values serves N / K neighbours of the N heads of queries (Ainslie et al., 2023,
+arXiv:2305.13245; K = 1: Shazeer, 2019, arXiv:1911.02150): queries and scores have N heads, keys and values K.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from modelzoo.axes import constrain
 from modelzoo.layers.bias import Bias, as_bias
 from modelzoo.layers.cache import LayerCache
 from modelzoo.layers.linear import Initializer, Linear, dropout_layer, parameter
+from modelzoo.layers.norm import RMSNorm
 from modelzoo.layers.position import relative_scores
 
 
@@ -37,6 +39,35 @@ class AttentionInputs(TypedDict, total=False):
     bias: Bias | jax.Array | None
 
 
+def query_key(q_BNTH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+    """Every query with the keys of its group's head: float32 [B, N, T, S]."""
+    if q_BNTH.shape[1] == k_BKSH.shape[1]:
+        return jnp.einsum("bnth,bnsh->bnts", q_BNTH, k_BKSH, preferred_element_type=jnp.float32)
+    q_BKGTH = by_group(q_BNTH, k_BKSH.shape[1])
+    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
+    return scores.reshape(*q_BNTH.shape[:3], k_BKSH.shape[2])
+
+
+def weigh_values(probs_BNTS: jax.Array, v_BKSH: jax.Array, **options: Any) -> jax.Array:
+    """The values of its group's head weighed with every query's probabilities: [B, N, T, H].
+
+    Args:
+        probs_BNTS, v_BKSH: of one dtype.
+        options: of the product (jnp.einsum).
+    """
+    if probs_BNTS.shape[1] == v_BKSH.shape[1]:
+        return jnp.einsum("bnts,bnsh->bnth", probs_BNTS, v_BKSH, **options)
+    probs_BKGTS = by_group(probs_BNTS, v_BKSH.shape[1])
+    context = jnp.einsum("bkgts,bksh->bkgth", probs_BKGTS, v_BKSH, **options)
+    return context.reshape(*probs_BNTS.shape[:3], v_BKSH.shape[3])
+
+
+def by_group(x_BNTX: jax.Array, num_groups: int) -> jax.Array:
+    """[B, N, T, X] to [B, K, N / K, T, X]."""
+    batch, num_heads, *rest = x_BNTX.shape
+    return x_BNTX.reshape(batch, num_groups, num_heads // num_groups, *rest)
+
+
 def dot_product_attention(
     q_BNTH: jax.Array,
     k_BNSH: jax.Array,
@@ -48,7 +79,7 @@ def dot_product_attention(
     """softmax(q · k + bias) · v; the caller scales q.
 
     Args:
-        q_BNTH, k_BNSH, v_BNSH: queries, keys, values.
+        q_BNTH, k_BNSH, v_BNSH: queries, keys, values; the latter two may have K heads.
         bias: broadcastable to [B, N, T, S], float32, or None.
         dropout: applied to the probabilities.
         head_mask: [N], multiplied into the probabilities after dropout, or None.
@@ -56,13 +87,13 @@ def dot_product_attention(
     Returns:
         (context [B, N, T, H] in v's dtype, probabilities [B, N, T, S] as multiplied with v).
     """
-    scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
+    scores = query_key(q_BNTH, k_BNSH)
     if bias is not None:
         scores = scores + bias
     probs = dropout(jax.nn.softmax(scores, axis=-1).astype(v_BNSH.dtype))
     if head_mask is not None:
         probs = probs * head_mask.astype(probs.dtype)[:, None, None]
-    return jnp.einsum("bnts,bnsh->bnth", probs, v_BNSH), probs
+    return weigh_values(probs, v_BNSH), probs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +102,7 @@ class AttentionCall:
 
     Attributes:
         q_BNTH: queries, scaled.
-        k_BNSH, v_BNSH: keys and values.
+        k_BNSH, v_BNSH: keys and values, of N heads or K.
         bias: added to the scores; see `Attention.__call__`.
         relative, table_RH: kind and vectors of relative positions (`position.relative_scores`), or None.
         first_slot: int32 [] (or [B]), the slot of the first query; 0 without a cache.
@@ -147,9 +178,14 @@ class Attention(nn.Module):
         out_bias: a bias on the output projection.
         dropout: probability of dropping an attention weight.
         kernel_init: initializer of all four kernels, and of the table of relative positions.
+        out_init: initializer of the output projection, where it is another.
         relative: "relative_key" or "relative_key_query": scores depend on learned vectors of the distance from query
             to key (Shaw et al., 2018, arXiv:1803.02155; Huang et al., 2020, arXiv:2009.13658). None: they do not.
         max_positions: largest distance + 1 that `relative` knows.
+        num_kv_heads: K, which divides N; None is N.
+        qk_norm: every head's queries and keys are normed by their root mean square, before they rotate (Henry et al.,
+            2020, arXiv:2010.04245, with a scale for each feature as in Dehghani et al., 2023, arXiv:2302.05442).
+        norm_epsilon: of that norm.
     """
 
     features: int
@@ -163,6 +199,10 @@ class Attention(nn.Module):
     max_positions: int = 0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    num_kv_heads: int | None = None
+    qk_norm: bool = False
+    norm_epsilon: float = 1e-5
+    out_init: Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -206,21 +246,30 @@ class Attention(nn.Module):
         else:
             source_BSD = constrain(source_BSD, "act_batch", "act_length", "act_embed")
         heads = (self.num_heads, self.head_dim)
-        shared: dict[str, Any] = dict(
-            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        dtypes: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        shared: dict[str, Any] = dict(kernel_init=self.kernel_init, **dtypes)
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
-            axes = ("embed", "heads", "head_dim")
-            layer = Linear((inputs.shape[-1],), heads, axes, self.use_bias, name=name, **shared)
+            outputs, axis = heads, "heads"
+            if name != "query" and self.num_kv_heads not in (None, self.num_heads):
+                outputs, axis = (self.num_kv_heads, self.head_dim), "kv"
+            axes = ("embed", axis, "head_dim")
+            layer = Linear((inputs.shape[-1],), outputs, axes, self.use_bias, name=name, **shared)
             return constrain(layer(inputs), "act_batch", "act_length", "act_heads", None)
 
-        q_BTNH = project("query", x_BTD)
-        q_BTNH = rotary(q_BTNH) if rotary is not None else q_BTNH
+        def place(name: str, x_BTNH: jax.Array) -> jax.Array:
+            if self.qk_norm:
+                norm = RMSNorm(
+                    self.head_dim, self.norm_epsilon, axis="head_dim", name=f"{name}_norm", **dtypes
+                )
+                x_BTNH = norm(x_BTNH)
+            return x_BTNH if rotary is None else rotary(x_BTNH)
+
+        q_BTNH = place("query", project("query", x_BTD))
         q_BNTH = (q_BTNH * jnp.asarray(self.head_dim**-0.5, q_BTNH.dtype)).swapaxes(1, 2)
         if projected is None:
             k_BSNH, v_BSNH = project("key", source_BSD), project("value", source_BSD)
-            k_BSNH = rotary(k_BSNH) if rotary is not None else k_BSNH
+            k_BSNH = place("key", k_BSNH)
             written = LayerCache(k_BSNH.swapaxes(1, 2), v_BSNH.swapaxes(1, 2))
             if cache is not None:
                 assert cache_index is not None
@@ -251,6 +300,7 @@ class Attention(nn.Module):
         )
         context_BNTH, probs = _ATTEND.get()(call)
         context_BTNH = constrain(context_BNTH.swapaxes(1, 2), "act_batch", "act_length", "act_heads", None)
+        shared["kernel_init"] = self.out_init or self.kernel_init
         out = Linear(
             heads, (self.features,), ("heads", "head_dim", "embed"), self.out_bias, name="out", **shared
         )

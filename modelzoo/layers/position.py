@@ -127,7 +127,7 @@ def relative_scores(
         kind: "relative_key" or "relative_key_query".
         table_RH: R = 2 M - 1 vectors for the distances -(M - 1) ... M - 1.
         q_BNTH: queries, already scaled; the keys' part is scaled here.
-        k_BNSH: keys, the first in slot 0.
+        k_BNSH: keys, the first in slot 0; of N heads or K.
         first: int32 [], the slot of the first query, or [B], each row's own.
 
     Returns:
@@ -151,7 +151,10 @@ def relative_scores(
     scores_BNTS = _shift_rows(against_window(q_BNTH, window_WH[..., ::-1, :]), num_keys)
     if kind == "relative_key_query":
         of_keys = against_window(k_BNSH, window_WH) * jnp.float32(head_dim**-0.5)
-        scores_BNTS = scores_BNTS + _shift_rows(of_keys, num_queries).swapaxes(2, 3)
+        of_keys = _shift_rows(of_keys, num_queries).swapaxes(2, 3)
+        if (group := scores_BNTS.shape[1] // of_keys.shape[1]) > 1:
+            of_keys = jnp.repeat(of_keys, group, axis=1)
+        scores_BNTS = scores_BNTS + of_keys
     return scores_BNTS
 
 

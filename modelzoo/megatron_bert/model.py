@@ -4,10 +4,6 @@ BERT with its norms moved to before attention and MLP, so that deep models train
 embeddings have none.
 """
 
-from typing import Any
-
-import jax
-
 from modelzoo import bert, tasks
 
 
@@ -19,19 +15,11 @@ class MegatronBertBlock(bert.BertBlock):
 
     crosses_relatively = True
 
-    def residual(self, name: str, x_BTD: jax.Array, layer: bert.Layer) -> Any:
-        h_BTD, *others = layer(self.norm(name)(x_BTD))
-        return x_BTD + h_BTD, *others
-
 
 class MegatronBertModel(bert.BertTrunk):
     """The trunk: embed, a stack of blocks, a final norm, a pooler unless `add_pooling_layer` is False."""
 
     block_class = MegatronBertBlock
-
-    def setup(self) -> None:
-        super().setup()
-        self.final_norm = self.norm()
 
 
 class MegatronBertForMaskedLM(bert.LMTask, tasks.MaskedLM):
@@ -82,14 +70,14 @@ class MegatronBertForQuestionAnswering(tasks.QuestionAnswering):
     trunk_class = MegatronBertModel
 
 
-CLASSES = (
-    MegatronBertModel,
-    MegatronBertForMaskedLM,
-    MegatronBertForCausalLM,
-    MegatronBertForNextSentencePrediction,
-    MegatronBertForPreTraining,
-    MegatronBertForSequenceClassification,
-    MegatronBertForMultipleChoice,
-    MegatronBertForTokenClassification,
-    MegatronBertForQuestionAnswering,
-)
+__all__ = [
+    "MegatronBertModel",
+    "MegatronBertForMaskedLM",
+    "MegatronBertForCausalLM",
+    "MegatronBertForNextSentencePrediction",
+    "MegatronBertForPreTraining",
+    "MegatronBertForSequenceClassification",
+    "MegatronBertForMultipleChoice",
+    "MegatronBertForTokenClassification",
+    "MegatronBertForQuestionAnswering",
+]

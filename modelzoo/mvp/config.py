@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from modelzoo.config import ModelConfig
+from modelzoo.knobs import NormKnobs
 from modelzoo.layers.mlp import get_activation
 
 SIDES = ("encoder", "decoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MvpConfig(ModelConfig):
-    """The defaults are those of the published model, RUCAIBox/mvp.
+class MvpConfig(NormKnobs):
+    """The defaults are those of the published model, RUCAIBox/mvp; for knobs see `modelzoo.knobs`.
 
     Attributes:
         vocab_size: V.
@@ -21,7 +21,7 @@ class MvpConfig(ModelConfig):
         encoder_layers, encoder_attention_heads, encoder_ffn_dim: L, N, F of the encoder.
         decoder_layers, decoder_attention_heads, decoder_ffn_dim: L, N, F of the decoder.
         encoder_layerdrop, decoder_layerdrop: probability of skipping a whole layer.
-        activation_function: a key of `layers.mlp.ACTIVATIONS`.
+        activation_function: a key of `layers.mlp.ACTIVATIONS` or GATED.
         dropout: on embeddings, on prompts, and on what attention and MLP add.
         attention_dropout, activation_dropout: on attention weights; between an MLP's two layers.
         classifier_dropout: on what either layer of the classification head reads.
@@ -121,6 +121,10 @@ class MvpConfig(ModelConfig):
     @property
     def initializer_std(self) -> float:
         return self.init_std
+
+    @property
+    def norm_epsilon(self) -> float:
+        return 1e-5
 
     @property
     def head_dropout(self) -> float:

@@ -319,10 +319,10 @@ class MvpForCausalLM(_Tunable, tasks.CausalLM):
     trunk_class = MvpDecoderModel
 
 
-CLASSES = (
-    MvpModel,
-    MvpForConditionalGeneration,
-    MvpForSequenceClassification,
-    MvpForQuestionAnswering,
-    MvpForCausalLM,
-)
+__all__ = [
+    "MvpModel",
+    "MvpForConditionalGeneration",
+    "MvpForSequenceClassification",
+    "MvpForQuestionAnswering",
+    "MvpForCausalLM",
+]

@@ -19,7 +19,6 @@ from modelzoo.layers.embed import Embed, check_length
 from modelzoo.layers.linear import dropout_layer
 from modelzoo.layers.masks import check_segments, to_bias
 from modelzoo.layers.mlp import Mlp
-from modelzoo.layers.norm import LayerNorm
 from modelzoo.layers.position import segment_positions
 from modelzoo.model import StackOptions
 from modelzoo.mvp.config import MvpConfig
@@ -57,14 +56,13 @@ class MvpBlock(Block):
         c: MvpConfig = self.config
         _, num_heads, mlp_dim = c.sizes(self.side)
         heads = dict(num_heads=num_heads, head_dim=c.d_model // num_heads, dropout=c.attention_dropout)
-        attention = partial(Attention, c.d_model, **heads, **self.projections)
-        norm = partial(LayerNorm, c.d_model, **self.dtypes)
+        attention = partial(Attention, c.d_model, qk_norm=c.qk_norm, **heads, **self.projections)
         drop = partial(dropout_layer(c.dropout), deterministic=deterministic)
 
         h_BTD, probs, written = attention(name="attention")(
             x_BTD, prefix=_pair(self_prompt), deterministic=deterministic, **attending
         )
-        x_BTD = norm(name="attention_norm")(x_BTD + drop(h_BTD))
+        x_BTD = self.norm("attention_norm")(x_BTD + drop(h_BTD))
 
         cross_probs, seen = None, None
         has_source = source_BSD is not None or cross_cache is not None
@@ -78,11 +76,11 @@ class MvpBlock(Block):
                 head_mask=cross_head_mask,
                 deterministic=deterministic,
             )
-            x_BTD = norm(name="cross_attention_norm")(x_BTD + drop(h_BTD))
+            x_BTD = self.norm("cross_attention_norm")(x_BTD + drop(h_BTD))
 
         rates = dict(dropout=c.dropout, activation_dropout=c.activation_dropout)
         mlp = Mlp(c.d_model, mlp_dim, c.activation_function, name="mlp", **rates, **self.projections)
-        y_BTD = norm(name="mlp_norm")(x_BTD + mlp(x_BTD, deterministic))
+        y_BTD = self.norm("mlp_norm")(x_BTD + mlp(x_BTD, deterministic))
         if not output_attentions:
             probs, cross_probs = None, None
         return y_BTD, stack.LayerOutput(written, probs, None if written is None else seen, cross_probs)
@@ -122,7 +120,7 @@ class _Stack(Trunk):
         init = nn.initializers.normal(c.init_std)
         num_rows = c.max_position_embeddings + FIRST_POSITION
         self.positions = Embed(num_rows, c.d_model, row_axis=None, embedding_init=init, **dtypes)
-        self.embed_norm = LayerNorm(c.d_model, **dtypes)
+        self.embed_norm = self.norm()
         self.embed_dropout = dropout_layer(c.dropout)
         num_layers, num_heads, _ = c.sizes(self.block_class.side)
         self.layers = stack.parameters(self, "layers", self.block(), num_layers, c.d_model)

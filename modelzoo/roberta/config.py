@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from modelzoo.bert import BertConfig
+from modelzoo.knobs import NormPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class RobertaConfig(BertConfig):
     eos_token_id: int | None = 2
     pad_token_id: int | None = 1
     classifier_dropout: float | None = None
+    norm_placement: NormPlacement = "post"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,8 +6,6 @@ from the tokens that a row has so far, so that decoding equals the whole sequenc
 too there, and for embeddings begins anew.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -18,10 +16,6 @@ from modelzoo.layers.position import count_in_segments, segment_positions
 
 class RobertaBlock(bert.BertBlock):
     """One layer; attention, cross-attention and MLP each as norm(x + f(x)). Cross-attention has absolute positions."""
-
-    def residual(self, name: str, x_BTD: jax.Array, layer: bert.Layer) -> Any:
-        y_BTD, *rest = layer(x_BTD)
-        return self.norm(name)(x_BTD + y_BTD), *rest
 
 
 class RobertaModel(bert.BertTrunk):
@@ -93,12 +87,12 @@ class RobertaForMultipleChoice(tasks.MultipleChoice):
         return self.config.hidden_dropout_prob
 
 
-CLASSES = (
-    RobertaModel,
-    RobertaForCausalLM,
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaForQuestionAnswering,
-    RobertaForMultipleChoice,
-)
+__all__ = [
+    "RobertaModel",
+    "RobertaForCausalLM",
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "RobertaForTokenClassification",
+    "RobertaForQuestionAnswering",
+    "RobertaForMultipleChoice",
+]

@@ -8,6 +8,7 @@ import functools
 
 import pytest
 
+from modelzoo.registry import FAMILIES
 from parallel.terminal import model_of
 from train import comparing, equivalence
 from train.random_batch import draw_batch
@@ -30,42 +31,62 @@ MESHES = (
     "stage=2,context=2,tensor=2,sequence",
     "fsdp=2,context=2,tensor=2,sequence",
 )
-LAYERS = {
+DEPTH = "num_hidden_layers"
+SIZES = {
     "tiny-gptj": ["n_layer=4", "n_head=8", "rotary_dim=4"],
     "tiny-bloom": ["n_layer=4", "n_head=8"],
-    "tiny-megatron-bert": ["num_hidden_layers=4"],
-    "tiny-roberta": ["num_hidden_layers=4"],
     "tiny-mvp": ["encoder_layers=4", "decoder_layers=4"],
 }
-"""Four stages need four layers."""
+LAYERS = {
+    preset: SIZES.get(preset, [f"{family.config_class.aliases.get(DEPTH, DEPTH)}=4"])
+    for family in FAMILIES.values()
+    for preset in family.presets
+    if preset.startswith("tiny-")
+}
+"""The smallest model of every family. Four stages need four layers."""
+KNOBS = {
+    "tiny-gptj": "position=learned block=sequential norm=rms activation_function=swiglu tie_word_embeddings=true",
+    "tiny-bloom": "position=relative max_position_embeddings=16 block=parallel norm_placement=post",
+}
+"""Further fields of causal decoders; both also have grouped heads, and norms of queries and keys."""
 ROWS, LENGTH, MICROBATCHES = 64, 16, 8
 """Two microbatches for each of four stages, whose rows eight shards divide."""
 
-FEWER = ("tiny-roberta", "tiny-mvp")
-"""RoBERTa has MegatronBERT's blocks, and MVP takes three times as long as any other."""
+ON_ALL = ("tiny-gptj", "tiny-bloom", "tiny-megatron-bert")
+"""RoBERTa has MegatronBERT's blocks, GPT-2 nearly BLOOM's, and MVP takes three times as long as any other."""
 OF_FEWER = ("fsdp=8", "tensor=4,sequence", "context=4", "stage=4", *MESHES[-4:])
 
 
 @functools.cache
-def on_one_device(model):
+def on_one_device(model, has_knobs=False):
     """(the problem, the reference's result)."""
-    made = model_of(model, fields=LAYERS[model])
+    more = [*KNOBS[model].split(), "num_key_value_heads=4", "qk_norm=true"] if has_knobs else []
+    made = model_of(model, fields=[*LAYERS[model], *more])
     problem = comparing.make_problem(made, draw_batch(made, ROWS, LENGTH), microbatches=MICROBATCHES)
     return problem, comparing.run_case(problem, comparing.Case())
 
 
-@pytest.mark.parametrize(
-    ("model", "mesh"),
-    [(model, mesh) for model in LAYERS for mesh in (OF_FEWER if model in FEWER else MESHES)],
-)
-def test_a_mesh_is_one_device(model, mesh):
-    problem, expected = on_one_device(model)
+def check_mesh(problem, expected, model, mesh):
     (case,) = equivalence.cases_of(mesh, equivalence.Flags(model))
     differences = comparing.compare(expected, comparing.run_case(problem, case))
     assert {one.kind for one in differences} == {"loss", "gradient", "parameter"}
     assert all(one.is_within for one in differences), "\n".join(
         equivalence.ledger(case.label, differences, top=3)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [(model, mesh) for model in LAYERS for mesh in (MESHES if model in ON_ALL else OF_FEWER)],
+)
+def test_a_mesh_is_one_device(model, mesh):
+    check_mesh(*on_one_device(model), model, mesh)
+
+
+@pytest.mark.parametrize("model", KNOBS)
+@pytest.mark.parametrize("mesh", ["fsdp=2,context=2,tensor=2,sequence", "stage=2,tensor=4"])
+def test_knobs_are_one_device(model, mesh):
+    check_mesh(*on_one_device(model, has_knobs=True), model, mesh)
 
 
 def test_schedules_are_one_device(capsys):
