@@ -48,8 +48,10 @@ ENTRY_PARTS = {
     "train/cli.py",
     "train/experiment.py",
     "train/gin_files.py",
+    "train/listing.py",
     "train/planning.py",
     "train/searching.py",
+    "train/sweeping/arms.py",
     "train/work.py",
 }
 COMMAND_LINE = {

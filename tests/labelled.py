@@ -34,14 +34,8 @@ def head(
     """A head with a tiny model of a class; `fields` are of its config, those of `Task` under `task`."""
     task = settings(**fields.pop("task", {}))
     cls = modelzoo.get_model_class(model_class)
-    family = {
-        "Roberta": "roberta",
-        "Megatron": "megatron-bert",
-        "Mvp": "mvp",
-        "GPTJ": "gptj",
-        "Bloom": "bloom",
-    }
-    name = next(family[start] for start in family if model_class.startswith(start))
+    family = modelzoo.registry.family_of(cls)
+    tiny = next(name for name in family.presets if name.startswith("tiny-"))
     size = max(words.tokenizer.get_vocab().values()) + 1
-    config = config or modelzoo.get_config(f"tiny-{name}", vocab_size=size, **fields)
+    config = config or modelzoo.get_config(tiny, vocab_size=size, **fields)
     return kind(cls(config), words, task, length)

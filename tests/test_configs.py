@@ -1,5 +1,6 @@
 """Every shipped gin file builds: settings, model, mesh, a training step lowered with nothing allocated."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import modelzoo
 import parallel
 from benchmarks.plans import CASES, Training
+from modelzoo import registry
 from parallel.layouts import LAYOUTS, parse_layout
+from parallel.terminal import model_of
 from train.experiment import CONFIGS, Experiment, run_names
 from train.gin_files import Settings
 from train.random_batch import draw_batch
@@ -97,7 +100,7 @@ def lowered(experiment, devices):
 
 
 def test_the_files_that_the_readme_names_are_there():
-    assert {"quickstart.gin", "models/gptj-6b.gin", "models/tiny-gptj.gin", "pretrain/gptj-6b.gin"} <= set(
+    assert {"quickstart.gin", "models/gpt-j-6b.gin", "models/tiny-gptj.gin", "pretrain/gptj-6b.gin"} <= set(
         FILES
     )
     assert len([file for file in FILES if file.startswith("ablations/")]) >= 2
@@ -128,9 +131,14 @@ def test_the_files_for_a_part_train_a_part(tmp_path):
 PLANNED = {case.gin_file for case in CASES.values() if isinstance(case, Training) and case.shipped}
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if not file.startswith("finetune/") and file not in PLANNED]
-)
+QUICK = [
+    file
+    for file in FILES
+    if file not in PLANNED and (not file.startswith(("finetune/", "models/")) or "/tiny-" in file)
+]
+
+
+@pytest.mark.parametrize("file", QUICK)
 def test_every_file_builds_to_an_abstract_step(file):
     built = experiment(file)
     before = len(jax.live_arrays())
@@ -140,6 +148,42 @@ def test_every_file_builds_to_an_abstract_step(file):
     assert "func.func public @main" in text
     assert len(jax.live_arrays()) <= before + 8, "lowering allocated arrays"
     assert built.unused() == []
+
+
+# The models whose steps are compiled: of each family one, since a step's program does not depend on sizes. Others, of
+# which it is a question of minutes, are lowered.
+LARGEST = {list(family.presets)[-2] for family in registry.FAMILIES.values()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith(("finetune/", "models/"))])
+def test_every_step_compiles(file, tmp_path):
+    """Nothing is allocated, whatever the size: the largest model's step is a program as the smallest's."""
+    built = experiment(file, tmp_path)
+    step = lowered(built, jax.devices())
+    if file.startswith("finetune/") or Path(file).stem in LARGEST:
+        compiled = step.compile({"xla_backend_optimization_level": 0})
+        assert compiled.memory_analysis().argument_size_in_bytes > 0
+    else:
+        assert "func.func public @main" in step.as_text()
+
+
+@pytest.mark.parametrize("preset", modelzoo.list_presets())
+def test_every_preset_is_a_file(preset):
+    """And the file trains the class that the family is pretrained as."""
+    built = experiment(f"models/{preset}.gin")
+    model = model_of(preset)
+    assert built.run.preset == preset
+    assert type(built.model) is type(model)
+    same = dataclasses.replace(built.config, vocab_size=model.config.vocab_size)
+    assert same == model.config
+    assert (CONFIGS / f"models/{preset}.gin").read_text().startswith("# ")
+
+
+def test_every_model_file_is_a_preset():
+    assert {f"models/{name}.gin" for name in modelzoo.list_presets()} == {
+        file for file in FILES if file.startswith("models/")
+    }
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("parallel/")])

@@ -10,11 +10,9 @@ from modelzoo.registry import FAMILIES
 from train.losses import OBJECTIVES
 from train.random_batch import draw_batch
 
-TINY = {"gptj": "tiny-gptj", "bloom": "tiny-bloom", "roberta": "tiny-roberta", "mvp": "tiny-mvp"}
-TINY["megatron-bert"] = "tiny-megatron-bert"
 CLASSES = [
-    pytest.param(cls, TINY[name], id=cls.__name__)
-    for name, family in FAMILIES.items()
+    pytest.param(cls, next(name for name in family.presets if name.startswith("tiny-")), id=cls.__name__)
+    for family in FAMILIES.values()
     for cls in family.classes
     if cls.task in OBJECTIVES
 ]

@@ -60,8 +60,10 @@ def test_initial_parameters(name, rng):
     model = tiny(name)
     ids = jnp.zeros((1, 1, 1) if model.task == "multiple_choice" else (1, 1), jnp.int32)
     params = nn.meta.unbox(quick_jit(model.init)(rng, input_ids=ids)["params"])
-    std, kinds = model.config.initializer_std, set()
+    kinds = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        onto_residual = "layers" in jax.tree_util.keystr(path) and path[-2].key in ("out", "fc_out")
+        std = model.config.residual_std if onto_residual else model.config.initializer_std
         kind, where, leaf = path[-1].key, jax.tree_util.keystr(path), np.asarray(leaf)
         kinds.add(kind)
         if kind == "scale" or "bias" in kind:

@@ -37,6 +37,11 @@ class Flags:
     """Which of them this is, from 0."""
     start_timeout: float = 300.0
     """Seconds to wait for all processes."""
+    list: bool = False
+    """Say what can be set, instead of training: name, type, default, the value that the files give it and where, what
+    uses it; with NAMES what each is, too."""
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """With --list: only settings whose names hold one of these, such as GPTJ or learning_rate."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -49,6 +54,13 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     with user_errors():
+        if flags.list:
+            _list(flags)
+            return
+        if flags.names:
+            raise ValueError(
+                f"{flags.names[0]}: gin files follow --gin_file=, and names to list follow --list"
+            )
         if not flags.gin_file and not flags.gin_param:
             raise ValueError("nothing to train: give --gin_file, such as --gin_file=configs/quickstart.gin")
         import parallel
@@ -186,6 +198,15 @@ def train(experiment: Experiment) -> None:
     say(f"  time   {describe_shares(log.clock.shares())}")
 
 
+def _list(flags: Flags) -> None:
+    from train.experiment import CONFIGS, run_names
+    from train.gin_files import Settings
+    from train.listing import rows, show
+
+    settings = Settings(run_names(), flags.gin_file, flags.gin_param, [CONFIGS], complete=False)
+    show(rows(settings, flags.names), with_texts=bool(flags.names))
+
+
 def say(line: str) -> None:
     """Prints a line, once over all processes."""
     import jax
@@ -210,6 +231,8 @@ def _help() -> str:
             "  python -m train --gin_file=configs/quickstart.gin",
             "  python -m train --gin_file=quickstart.gin --gin_param=\"data.path='my/texts'\" \\",
             "                  --gin_param=\"train.workdir='runs/mine'\"",
+            "  python -m train --gin_file=quickstart.gin --list              # what can be set, and what is",
+            "  python -m train --list learning_rate                         # every setting of this name",
             "  python -m train --gin_file=quickstart.gin --gin_file=parallel/fsdp.gin \\",
             "                  --gin_param=train.num_steps=500",
             "  python -m train --gin_file=big.gin --coordinator_address=10.0.0.1:8476 --num_processes=4 \\",

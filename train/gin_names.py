@@ -49,7 +49,7 @@ class Name:
 
 def describe(name: str, entry: Name) -> list[str]:
     """What gin can set under a name: a line for each parameter with its type, default and description."""
-    texts = _parameter_texts(entry.target.__doc__ or "")
+    texts = parameter_texts(entry.target)
     lines = []
     for parameter, default in entry.defaults.items():
         given = "required" if default is inspect.Parameter.empty else f"default {default!r}"
@@ -58,8 +58,15 @@ def describe(name: str, entry: Name) -> list[str]:
     return lines
 
 
-def _parameter_texts(doc: str) -> dict[str, str]:
-    """{parameter: description} of a docstring's Args or Attributes."""
+def parameter_texts(target: Any) -> dict[str, str]:
+    """{parameter: description} of a docstring's Args or Attributes; a class has those of its bases too."""
+    texts: dict[str, str] = {}
+    for base in reversed(target.__mro__) if inspect.isclass(target) else (target,):
+        texts |= _texts_of(base.__doc__ or "")
+    return texts
+
+
+def _texts_of(doc: str) -> dict[str, str]:
     block = re.search(r"(?:Args|Attributes):\n(.*?)(?:\n\s*\n|\Z)", inspect.cleandoc(doc), re.DOTALL)
     texts: dict[str, str] = {}
     names: list[str] = []
