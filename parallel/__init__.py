@@ -10,27 +10,26 @@ with parallel.use(rules):
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import modelzoo.hf
-from parallel.cluster import initialize
 from parallel.host import prepare_collectives
-from parallel.mesh import MESH_AXES, make_mesh, parse_mesh
-from parallel.rules import Rules, make_rules, use
-from parallel.shard import (
-    abstract_sharded_params,
-    batch_sharding,
-    fill_params,
-    init_params,
-    param_shardings,
-    shard_params,
-    unpad_params,
-)
 
 if TYPE_CHECKING:
+    from parallel.array_picture import draw_array
     from parallel.checkpoint import latest_checkpoint, restore_params
+    from parallel.cluster import initialize
+    from parallel.mesh import MESH_AXES, make_mesh, parse_mesh
     from parallel.report import ProgramReport, inspect_program
+    from parallel.rules import Rules, make_rules, use
+    from parallel.shard import (
+        abstract_sharded_params,
+        batch_sharding,
+        fill_params,
+        init_params,
+        param_shardings,
+        shard_params,
+        unpad_params,
+    )
 
 prepare_collectives()
-modelzoo.hf.default_rules = make_rules  # so that from_hf(path, mesh=mesh) needs no rules spelled out
 
 __all__ = [
     "MESH_AXES",
@@ -38,6 +37,7 @@ __all__ = [
     "Rules",
     "abstract_sharded_params",
     "batch_sharding",
+    "draw_array",
     "fill_params",
     "init_params",
     "initialize",
@@ -53,17 +53,32 @@ __all__ = [
     "use",
 ]
 
-
-_LATE = {
-    "latest_checkpoint": "parallel.checkpoint",
-    "restore_params": "parallel.checkpoint",
-    "ProgramReport": "parallel.report",
-    "inspect_program": "parallel.report",
+_HOMES = {
+    "MESH_AXES": "mesh",
+    "ProgramReport": "report",
+    "Rules": "rules",
+    "abstract_sharded_params": "shard",
+    "batch_sharding": "shard",
+    "draw_array": "array_picture",
+    "fill_params": "shard",
+    "init_params": "shard",
+    "initialize": "cluster",
+    "inspect_program": "report",
+    "latest_checkpoint": "checkpoint",
+    "make_mesh": "mesh",
+    "make_rules": "rules",
+    "param_shardings": "shard",
+    "parse_mesh": "mesh",
+    "restore_params": "checkpoint",
+    "shard_params": "shard",
+    "unpad_params": "shard",
+    "use": "rules",
 }
-"""What few need, and what takes its time to import: Orbax, rich."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    # Loaded when first used: command lines answer before JAX is there.
+    if name not in _HOMES:
         raise AttributeError(f"module 'parallel' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATE[name]), name)
+    importlib.import_module("parallel.rules")  # with it, from_hf(path, mesh=mesh) needs no rules spelled out
+    return getattr(importlib.import_module(f"parallel.{_HOMES[name]}"), name)

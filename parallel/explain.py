@@ -9,25 +9,20 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import tyro
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import modelzoo
-from modelzoo.axes import PARAMETER_AXES
-from parallel.layouts import parse_layout
-from parallel.mesh import MESH_AXES
-from parallel.rules import PADDED_AXES, Names, Rules
-from parallel.shard import abstract_sharded_params
 from parallel.terminal import model_of, rules_of, simulate_devices, user_errors
+
+if TYPE_CHECKING:
+    from jax.sharding import PartitionSpec
+
+    from parallel.rules import Names, Rules
 
 MOMENTS = 2 * 4
 """Bytes of AdamW's state for every element of a parameter: two float32 moments."""
-_PADDED_ACTIVATIONS = frozenset(f"act_{name}" for name in PADDED_AXES)
 
 EXAMPLES = """\
 Says where every parameter and activation of a model lies on a mesh: logical axes,
@@ -59,8 +54,8 @@ class Placement:
     path: str
     shape: tuple[int, ...]
     dtype: Any
-    names: Names
-    spec: PartitionSpec
+    names: "Names"
+    spec: "PartitionSpec"
     shard_shape: tuple[int, ...]
     reasons: tuple[str, ...]
     count: int = 1
@@ -80,12 +75,16 @@ class Placement:
         return self.size * self.dtype.itemsize
 
 
-def explain_parameters(model: modelzoo.Model, rules: Rules) -> list[Placement]:
+def explain_parameters(model: "modelzoo.Model", rules: "Rules") -> list[Placement]:
     """Where every parameter lies.
 
     Raises:
         ValueError: as `parallel.param_shardings`.
     """
+    import jax  # here and below, not above: `--help` should answer at once
+
+    from parallel.shard import abstract_sharded_params
+
     placed = jax.tree.leaves_with_path(abstract_sharded_params(model, rules))
     true_shapes = [leaf.shape for leaf in jax.tree.leaves(modelzoo.abstract_params(model))]
     names = jax.tree.leaves(modelzoo.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
@@ -95,7 +94,7 @@ def explain_parameters(model: modelzoo.Model, rules: Rules) -> list[Placement]:
     ]
 
 
-def explain_activations(model: modelzoo.Model, rules: Rules, rows: int, length: int) -> list[Placement]:
+def explain_activations(model: "modelzoo.Model", rules: "Rules", rows: int, length: int) -> list[Placement]:
     """Where every activation lies that the model lays on the mesh by name, in the order of a forward pass.
 
     Args:
@@ -118,10 +117,15 @@ def explain_activations(model: modelzoo.Model, rules: Rules, rows: int, length: 
 
 
 def _place(
-    path: str, dtype: Any, names: Names, true_shape: tuple[int, ...], rules: Rules, count: int = 1
+    path: str, dtype: Any, names: "Names", true_shape: tuple[int, ...], rules: "Rules", count: int = 1
 ) -> Placement:
+    import numpy as np
+
+    from parallel.rules import PADDED_AXES
+
+    padded = PADDED_AXES | {f"act_{name}" for name in PADDED_AXES}
     shards = [rules.num_shards(name) for name in names]
-    is_padded = [name in PADDED_AXES | _PADDED_ACTIVATIONS for name in names]
+    is_padded = [name in padded for name in names]
     shape = tuple(
         -(-dim // n) * n if pads else dim for dim, n, pads in zip(true_shape, shards, is_padded, strict=True)
     )
@@ -131,10 +135,10 @@ def _place(
         raise ValueError(f"{path} {shape}: {error}") from None
     shard_shape = tuple(dim // n for dim, n in zip(shape, shards, strict=True))
     reasons = tuple(_reason(*each, rules) for each in zip(names, true_shape, shape, strict=True))
-    return Placement(path, shape, jnp.dtype(dtype), names, spec, shard_shape, reasons, count)
+    return Placement(path, shape, np.dtype(dtype), names, spec, shard_shape, reasons, count)
 
 
-def _reason(name: str | None, true_dim: int, dim: int, rules: Rules) -> str:
+def _reason(name: str | None, true_dim: int, dim: int, rules: "Rules") -> str:
     """What decided a dimension, such as "heads 4 over tensor=2"."""
     if name is None:
         return f"{dim} whole (no logical name)"
@@ -152,13 +156,21 @@ def _reason(name: str | None, true_dim: int, dim: int, rules: Rules) -> str:
 
 
 def _constraints(
-    model: modelzoo.Model, rules: Rules, rows: int, length: int
-) -> Iterator[tuple[str, Any, Names, int]]:
+    model: "modelzoo.Model", rules: "Rules", rows: int, length: int
+) -> Iterator[tuple[str, Any, "Names", int]]:
     """(path, shape and dtype, logical names, how often) of every activation that is laid out by name.
 
     The pass is traced under rules that lay every logical axis on a mesh axis of its own name: the specs in the trace
     are then the names.
     """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import AbstractMesh, AxisType
+
+    from modelzoo.axes import PARAMETER_AXES
+    from parallel.mesh import MESH_AXES
+
     logical = [name for name, _ in rules.table if name not in PARAMETER_AXES]
     axes = (*logical, *MESH_AXES)
     mesh = AbstractMesh((1,) * len(axes), axes, axis_types=(AxisType.Auto,) * len(axes))
@@ -181,6 +193,8 @@ def _constraints(
 def _walk(
     jaxpr: Any, outer: tuple[str, ...], times: int = 1
 ) -> Iterator[tuple[tuple[str, ...], Any, Any, int]]:
+    import jax
+
     for equation in jaxpr.eqns:
         here = (*outer, str(equation.source_info.name_stack))
         if equation.primitive.name == "sharding_constraint":
@@ -209,7 +223,7 @@ def _module_path(stack: tuple[str, ...]) -> str:
 # --- the page
 
 
-def page(model: Any, rules: Rules, rows: int, length: int) -> Iterator[str]:
+def page(model: Any, rules: "Rules", rows: int, length: int) -> Iterator[str]:
     """The explanation, line by line.
 
     Raises:
@@ -238,7 +252,7 @@ def _lines(one: Placement) -> Iterator[str]:
     yield f"      {'; '.join(one.reasons)}"
 
 
-def _spec(spec: PartitionSpec) -> str:
+def _spec(spec: "PartitionSpec") -> str:
     return f"P({', '.join(map(repr, spec))})"
 
 
@@ -301,6 +315,8 @@ def main(args: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     with user_errors():
+        from parallel.layouts import parse_layout
+
         for name in ("rows", "length"):
             value = getattr(flags, name)
             if value is not None and value < 1:

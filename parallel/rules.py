@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from modelzoo import hf
 from modelzoo.layers.attention import attend_by
 from parallel import context
 from parallel.context import CONTEXT_ATTENTION
@@ -248,3 +249,6 @@ def use(rules: Rules | None) -> Iterator[None]:
     attend = context.make_attend(rules.mesh, rules.mesh_axes("act_length"), rules.context_attention)
     with jax.set_mesh(rules.mesh), nn.logical_axis_rules(flax_rules), attend_by(attend):
         yield
+
+
+hf.default_rules = make_rules  # so that from_hf(path, mesh=mesh) needs no rules spelled out

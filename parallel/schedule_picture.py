@@ -7,7 +7,7 @@ one, a backward pass two (`Schedule.bubble` counts the same way), so the empty a
 import dataclasses
 import string
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +62,15 @@ def as_text(schedule: Schedule) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def save_picture(schedule: Schedule, path: Path) -> None:
+def draw_schedule(axes: Any, schedule: Schedule) -> None:
     """Draws the timetable: blue is forward, orange back, darker a later chunk, white waiting.
 
     Args:
+        axes: matplotlib's.
         schedule: what to draw.
-        path: of the picture; its ending says the format, such as .png.
-
-    Raises:
-        ValueError: a format that matplotlib does not know.
-        OSError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     spans = list(_spans(schedule))
-    end = max(start + length for *_, start, length in spans)
-    # Cells stay readable up to what a screen holds.
-    figure = Figure(
-        figsize=(min(40.0, 2.0 + 0.3 * end), 1.2 + 0.55 * schedule.num_stages), layout="constrained"
-    )
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.removeprefix(".") not in known:
-        raise ValueError(f"cannot draw {str(path)!r}: its ending is one of {', '.join(known)}")
-    axes: Any = figure.subplots()
+    end = _end(spans)
     size = 7 if end <= 130 else 7 * 130 / end
     for stage, direction, number, start, length in spans:
         chunk = number // schedule.num_microbatches
@@ -104,12 +90,41 @@ def save_picture(schedule: Schedule, path: Path) -> None:
         xlabel="time, in forward passes of a chunk (blue forward, orange backward)",
     )
     each = f", {schedule.num_chunks} chunks a stage" if schedule.num_chunks > 1 else ""
+    count = f"{schedule.num_microbatches} microbatch{'es' if schedule.num_microbatches > 1 else ''}"
     axes.set_title(
-        f"{schedule.name}: {schedule.num_microbatches} microbatches{each}, bubble {schedule.bubble():.1%}",
+        f"{schedule.name}: {count}{each}, bubble {schedule.bubble():.1%}",
         loc="left",
     )
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_picture(schedule: Schedule, path: Path) -> None:
+    """Draws the timetable into a file of its own.
+
+    Args:
+        schedule: what to draw.
+        path: of the picture; its ending says the format, such as .png.
+
+    Raises:
+        ValueError: a format that matplotlib does not know.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    end = _end(_spans(schedule))
+    # Cells stay readable up to what a screen holds.
+    figure = Figure(
+        figsize=(min(40.0, 2.0 + 0.3 * end), 1.2 + 0.55 * schedule.num_stages), layout="constrained"
+    )
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".") not in known:
+        raise ValueError(f"cannot draw {str(path)!r}: its ending is one of {', '.join(known)}")
+    draw_schedule(figure.subplots(), schedule)
     figure.savefig(path, dpi=120)
+
+
+def _end(spans: Iterable[tuple[int, int, int, int, int]]) -> int:
+    return max(start + length for *_, start, length in spans)
 
 
 def _cell(number: int, schedule: Schedule) -> str:

@@ -6,16 +6,14 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 import modelzoo
 from modelzoo import errors
 from parallel.host import prepare_collectives
-from parallel.layouts import parse_layout
-from parallel.mesh import make_mesh
-from parallel.rules import Rules, make_rules
+
+if TYPE_CHECKING:
+    from parallel.rules import Rules
 
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
 _PREFERRED_TASKS = ("pretraining", "masked_lm", "seq2seq_lm", "causal_lm", "unshifted_lm")
@@ -34,6 +32,8 @@ def simulate_devices(count: int) -> None:
     """
     if count < 1:
         raise ValueError(f"{count} devices: there is at least 1")
+    import jax  # here and below, not above: `--help` should answer at once
+
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     flags = os.environ.get("XLA_FLAGS", "")
@@ -42,7 +42,7 @@ def simulate_devices(count: int) -> None:
     prepare_collectives()
 
 
-def rules_of(text: str) -> Rules | None:
+def rules_of(text: str) -> "Rules | None":
     """The rules of a layout that a person wrote, such as "data=2,tensor=2,sequence"; None for an empty text.
 
     A mesh of fewer devices than there are takes the first of them.
@@ -50,6 +50,12 @@ def rules_of(text: str) -> Rules | None:
     Raises:
         ValueError: no such layout, or more devices than there are.
     """
+    import jax
+
+    from parallel.layouts import parse_layout
+    from parallel.mesh import make_mesh
+    from parallel.rules import make_rules
+
     layout = parse_layout(text)
     sizes: dict[str, Any] = dict(layout.sizes)
     if not sizes and not layout.variants:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
 from parallel import schedule_picture as entry
 from parallel.schedule import make_schedule
@@ -61,6 +62,15 @@ def test_the_command_prints_and_draws(capsys, tmp_path):
     assert header.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", header[16:24])
     assert width > height > 100
+
+
+def test_a_schedule_is_drawn_among_other_pictures():
+    above, below = Figure().subplots(2)
+    entry.draw_schedule(above, make_schedule("1f1b", 2, 3))
+    assert above.get_title(loc="left") == "1f1b: 3 microbatches, bubble 25.0%"
+    assert len(above.texts) == len(above.collections) == 2 * 2 * 3
+    assert above.get_xlim()[1] == 3 * (3 + 2 - 1)
+    assert not below.has_data()
 
 
 @pytest.mark.parametrize(
