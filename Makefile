@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test long parity exports table check format bench plans notebooks hooks clean distclean FORCE
+.PHONY: help quickstart test long parity exports table check format bench plans notebooks docs hooks clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 | /p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ notebooks: $(VENV)/.has-notebooks ## execute every notebook; the results lie in 
 	$(VENV)/bin/jupyter-execute notebooks/*.ipynb --kernel_name=python3 --timeout=1200 \
 	  --output='$(CURDIR)/.cache/notebooks/{notebook_name}'
 
+docs: $(VENV)/.has-docs ## build the site into .cache/site, warnings as errors, and run every code block of its pages
+	rm -rf .cache/site
+	JAX_PLATFORMS=cpu $(PY) -m sphinx -q -E -a -W --keep-going -c docs -d .cache/doctrees . .cache/site
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal tests/docs/pages.py $(PYTEST)
+
 hooks: $(VENV)/.has-dev ## check every commit before it is made
 	$(PY) -m pre_commit install
 
@@ -82,6 +87,7 @@ WHOLE := test ! -e $(BUSY) && $(PY) -c 'import pip' 2>/dev/null
 INSTALL_core := .
 INSTALL_dev := '.[dev]'
 INSTALL_notebooks := '.[notebooks]'
+INSTALL_docs := '.[docs]'
 INSTALL_tpu := '.[tpu]'
 # One torch for everybody, the one that the tolerances were measured with.
 INSTALL_parity := '.[dev,parity,eval]' accelerate torch==2.13.0
@@ -111,7 +117,7 @@ $(VENV)/.made:
 	mkdir $(VENV) && echo $$$$ > $(BUSY) && $(PYTHON) -m venv $(VENV) && touch $@ && rm $(BUSY)
 
 # A failed download leaves .venv as it was; only an interrupted installation leaves BUSY behind.
-$(VENV)/.has-core $(VENV)/.has-dev $(VENV)/.has-notebooks $(VENV)/.has-parity $(VENV)/.has-tpu: $(VENV)/.has-%: pyproject.toml $(VENV)/.made
+$(VENV)/.has-core $(VENV)/.has-dev $(VENV)/.has-docs $(VENV)/.has-notebooks $(VENV)/.has-parity $(VENV)/.has-tpu: $(VENV)/.has-%: pyproject.toml $(VENV)/.made
 	@trap 'exit 130' INT TERM HUP; \
 	echo "installing $(INSTALL_$*) (a minute or two the first time)"; \
 	echo $$$$ > $(BUSY); \
