@@ -72,7 +72,10 @@ def test_where_a_setting_is_used():
 
 def test_names_choose():
     assert set(listed(wanted=["learning_rate"])) == {
-        f"{name}.learning_rate" for name, one in run_names().items() if "learning_rate" in one.defaults
+        f"{name}.{setting}"
+        for name, one in run_names().items()
+        for setting in one.defaults
+        if "learning_rate" in setting
     }
     assert all(name.startswith(("mesh.", "GPTJ.")) for name in listed(wanted=["mesh.", "gptj."]))
     with pytest.raises(ValueError, match="no setting is called nonsense: the names are train, data"):

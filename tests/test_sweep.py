@@ -115,7 +115,7 @@ def test_twelve_runs_cut_off_half_way_lose_nothing(home, number, capsys):
 
     whole(home)
     assert all(len(starts(folder)) == 1 for folder in done)
-    assert max(len(starts(folder)) for folder in folders(home)) == 2
+    assert max(len(starts(folder)) for folder in folders(home)) <= 2
 
 
 def test_one_start_at_a_time_and_a_second_signal_ends_its_runs_at_once(home, capsys):

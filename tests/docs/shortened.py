@@ -32,7 +32,7 @@ def python(args: list[str]) -> list[str]:
     elif module == "train.data":
         rest = ["my/texts" if arg == "stdlib" else arg for arg in rest]
     simulate(module, rest)
-    if module == "inference" and "--prompt" in rest and "--dry-run" not in rest:
+    if module == "inference" and {"--prompt", "summarize"} & set(rest) and "--dry-run" not in rest:
         rest += ["--max-new-tokens", "6"]
     elif module == "modelzoo.convert" and "mesh-transformer-jax" in rest and "--config" not in rest:
         rest += ["--config", "tiny-gptj.json"]

@@ -5,6 +5,7 @@ goes on from its checkpoint. `--slurm cluster=local` does the same with processe
 rehearse.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,8 @@ def make_executor(
     Raises:
         ValueError: as `run_on_slurm`.
     """
+    # Left to itself, importing submitit closes every handler of logging that is there.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         import submitit
         from submitit.slurm.slurm import SlurmExecutor
