@@ -65,7 +65,7 @@ notebooks: $(VENV)/.has-notebooks ## execute every notebook; the results lie in 
 docs: $(VENV)/.has-docs ## build the site into .cache/site, warnings as errors, and run every code block of its pages
 	rm -rf .cache/site
 	JAX_PLATFORMS=cpu $(PY) -m sphinx -q -E -a -W --keep-going -c docs -d .cache/doctrees . .cache/site
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal tests/docs/pages.py $(PYTEST)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal tests/docs/pages.py -o faulthandler_timeout=1800 $(PYTEST)
 
 hooks: $(VENV)/.has-dev ## check every commit before it is made
 	$(PY) -m pre_commit install
