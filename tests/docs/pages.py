@@ -27,7 +27,7 @@ from tests.docs import checks, stand_ins
 from tests.docs.blocks import ROOT, Block, pages, read_blocks
 from tests.docs.shortened import COMPILING
 
-SECONDS = 300  # that a block may take
+SECONDS = 600  # that a block may take
 KEPT = "FLAXTRON_DOCS_MADE"  # a folder that keeps the stand-ins from one run to the next, for whoever writes a page
 LINKED = ("configs", "docs", "benchmarks", "README.md")
 
