@@ -39,6 +39,10 @@ def states(home):
     ]
 
 
+def all_starts(home):
+    return sum(len(starts(file.parent)) for file in (home / "study").glob("*/seed-*/starts"))
+
+
 @pytest.fixture
 def cluster():
     """(the cluster's program, its address)."""
@@ -94,14 +98,15 @@ def test_a_study_survives_a_node_and_its_own_end(tmp_path, cluster):
     # The second start goes on; then a node is lost with the run on it, which goes on on the other.
     study = begin()
     wait_for(lambda: states(home).count("running") == 2)
+    wait_for(lambda: all_starts(home) == 2 + 2)
     program.stdin.write("remove\n")
     program.stdin.flush()
-    out, _ = study.communicate(timeout=120)
+    out, _ = study.communicate(timeout=240)
     assert study.returncode == 0, out
     assert states(home) == ["done"] * 6
     for file in (home / "study").glob("*/seed-*/run.json"):
         assert steps_of(file.parent) == list(range(1, 11))
-    assert sum(len(starts(file.parent)) for file in (home / "study").glob("*/seed-*/run.json")) >= 6 + 2 + 1
+    assert all_starts(home) >= 6 + 2 + 1
     assert "rotary_dim=8 (baseline)" in out
 
 
