@@ -85,12 +85,23 @@ CASES: dict[str, Training | Decoding] = {
     "roberta-large": Training("pretrain/roberta-large.gin", "v5e:4x4"),
     "mvp": Training("pretrain/mvp.gin", "v5e:4x4"),
     "bloom-176b-small": Training("pretrain/bloom-176b-small.gin", "v5p:4x4x4"),
+    "bloom-176b-smallest": Training("pretrain/bloom-176b-smallest.gin", "v5p:2x4x4"),
+    "bloom-176b-large": Training("pretrain/bloom-176b-large.gin", "v5p:8x8x16"),
     "bloom-176b-stages": Training("pretrain/bloom-176b-stages.gin", "v5p:8x8x8"),
     "gptj-6b-decode": Decoding("gpt-j-6b", "v5e:1x1"),
     "bloom-176b-decode": Decoding("bloom-176b", "v5p:2x2x2", (("rows", 8),)),
     "bloom-176b-decode-int8": Decoding("bloom-176b", "v5p:2x2x1", (("rows", 8), ("quantize", "int8"))),
     # Before: what the plans above improve on, or other meshes, models and policies to hold the arithmetic to.
     "mvp-fsdp16": _extra("pretrain/mvp.gin", "v5e:4x4", "fsdp=16", "train.remat='full'"),
+    "bloom-176b-smallest-16": _extra(
+        "pretrain/bloom-176b-smallest.gin", "v5p:2x4x4", None, "train.global_batch_size=16"
+    ),
+    "mvp-12-2": _extra("pretrain/mvp.gin", "v5e:4x4", None, "Mvp.decoder_layers=2"),
+    "mvp-2-12": _extra("pretrain/mvp.gin", "v5e:4x4", None, "Mvp.encoder_layers=2"),
+    "mvp-64-rows": _extra("pretrain/mvp.gin", "v5e:4x4", None, "train.global_batch_size=64"),
+    "gptj-6b-two-slices": _extra(
+        "pretrain/gptj-6b-v5p.gin", "2*v5p:4x4x4", "data=8,fsdp=16", "train.global_batch_size=1024"
+    ),
     "bloom-176b-full": _extra(BLOOM, "v5p:8x8x8", None, "train.remat='full'"),
     "bloom-176b-small-dots": _extra(
         "pretrain/bloom-176b-small.gin", "v5p:4x4x4", None, "train.remat='dots'", "train.accumulate=2"
@@ -178,12 +189,18 @@ def errors(kind: Any = (Training, Decoding)) -> Iterator[tuple[str, float, int]]
     """(name, relative error of arithmetic, the compiler's bytes) of every recorded case of a kind."""
     for name in recorded():
         if isinstance(CASES.get(name), kind):
-            yield name, plan_of(CASES[name], compile=False).predicted_bytes / held(name) - 1, held(name)
+            size = held(name)
+            yield name, plan_of(CASES[name], compile=False).predicted_bytes / size - 1, size
+
+
+def said(name: str) -> Compiled:
+    """What was recorded."""
+    return Compiled({}, sent=(), seconds=0.0, **recorded()[name])
 
 
 def held(name: str) -> int:
-    """Bytes that the compiler gave one chip."""
-    return Compiled({}, sent=(), seconds=0.0, **recorded()[name]).total
+    """Bytes of one chip's arguments, temporaries and results, by the compiler."""
+    return said(name).total
 
 
 def shipped_rows() -> list[str]:
@@ -193,7 +210,8 @@ def shipped_rows() -> list[str]:
         if case.shipped and name in recorded():
             forecast = plan_of(case, compile=False).forecast
             hbm = forecast.topology.chip.hbm_bytes / GIB
-            page, bytes_held = f"[{name}](plans/{name}.txt)", f"{held(name) / GIB:.1f} of {hbm:.1f} GiB"
+            page = f"[{name}](plans/{name}.txt)"
+            bytes_held = f"{said(name).needed / GIB:.1f} of {hbm:.1f} GiB"
             shares = forecast.shares()
             worst = max(shares, key=shares.__getitem__)
             limit = f"{LIMITED[worst]}, {shares[worst] / forecast.seconds:.0%}"
@@ -256,8 +274,9 @@ def _run(name: str) -> bool:
         with (PAGES / f"{name}.txt").open("w", encoding="utf-8") as file:
             Console(file=file, width=120, highlight=False, markup=False).print(plan)
     held, hbm = plan.held_bytes / GIB, plan.forecast.topology.chip.hbm_bytes / GIB
+    error = plan.predicted_bytes / plan.compiled.total - 1
     print(
-        f"{name}: {held:.2f} of {hbm:.2f} GiB, arithmetic {plan.predicted_bytes / plan.held_bytes - 1:+.1%}; predicted "
+        f"{name}: {held:.2f} of {hbm:.2f} GiB, arithmetic {error:+.1%}; predicted "
         f"{plan.forecast.utilisation():.1%} MFU, {plan.forecast.seconds:.3g} s; planned in {seconds:.0f} s",
         flush=True,
     )

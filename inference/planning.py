@@ -55,8 +55,9 @@ class Planner:
         int8_cache: bool = False,
     ):
         if model.task != "causal_lm":
+            others = modelzoo.registry.relatives(type(model), ("causal_lm",))
             raise ValueError(
-                f"{type(model).__name__} is no causal language model, which is what is planned here"
+                f"{type(model).__name__} is no causal language model, which is what is planned here: take {others}"
             )
         limit, slots = model.config.max_positions, prompt + new
         if limit is not None and slots > limit:
@@ -186,7 +187,8 @@ class Planner:
             alias_size_in_bytes=memory.alias_size_in_bytes,
             generated_code_size_in_bytes=memory.generated_code_size_in_bytes,
             flops=count_flops(Program(program.as_text())),
-            sent=[Sent(g.kind, g.axes, g.count, g.bytes_sent, g.module) for g in report.grouped()],
+            sent=[Sent(g.kind, g.axes, g.count, g.bytes_sent, g.module, g.crosses) for g in report.grouped()],
             seconds=time.perf_counter() - begun,
             compiler=places.compiler(),
+            peak_memory_in_bytes=max(getattr(one, "peak_memory_in_bytes", 0) for one in (memory, start)),
         )

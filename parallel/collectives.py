@@ -1,12 +1,13 @@
 """The collectives of a compiled program: what is moved between which devices, and how often.
 
-Four things are easy to miscount, and are what this file is for:
+Five things are easy to miscount, and are what this file is for:
 
 - a loop's collectives run once a turn;
 - a collective that runs in the background is a pair of operations (`-start`, `-done`), or on TPUs a chain of fusions
   that each repeat it;
 - XLA merges collectives: one operation moves many arrays and bears many names;
-- on TPUs a reduce-scatter is a fusion around an all-reduce.
+- on TPUs a reduce-scatter is a fusion around an all-reduce;
+- a program for several slices of TPUs is that of one of them, and what it sends to the others goes through the host.
 
 Groups of devices are written in three ways: as lists, as a reshaped range `[4,2]<=[2,4]T(1,0)`, and as axes of an
 unnamed mesh; here they all become tuples of device positions.
@@ -34,6 +35,9 @@ Groups = tuple[tuple[int, ...], ...]
 
 _CALLERS = {"fusion", "call", "async-start", "custom-call", "conditional"}
 _PAIRS = re.compile(r'\b(?:_xla_send_recv_)?source_target_pairs="?(\{\{.*?\}\}|\{\})')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TARGETS = re.compile(r"_xla_megascale_target=\"?(\{.*?\}(?:x\{\d+:\d+\}|\}))")
+_HOST_KINDS = {"ONE_TO_ONE": "collective-permute"}
 _PIECE = re.compile(r'"async_collective_fusion_config":\{"flag_start":"(?!-1")')
 
 
@@ -51,6 +55,9 @@ class Transfer:
         op_name: where JAX says that it comes from.
         operation: the name of the operation.
         argument: which of its computation's parameters it moves, if whoever makes that knows a better name.
+        crosses: it goes from slice to slice. Its groups are then of device ids, or, where `by_slice`, one group of all
+            slices.
+        by_slice: each device exchanges with those at the same position of every other slice.
     """
 
     kind: str
@@ -63,6 +70,8 @@ class Transfer:
     op_name: str
     operation: str
     argument: int | None = None
+    crosses: bool = False
+    by_slice: bool = False
 
 
 def transfers(program: Program) -> list[Transfer]:
@@ -222,6 +231,8 @@ class _Reader:
         return self._inside[name]
 
     def _at(self, at: Instruction, computation: Computation) -> list[Transfer]:
+        if at.opcode == "send" and (found := _BETWEEN_SLICES.search(at.attributes)):
+            return [self._sent_to_slices(at, found[1], computation)]
         kind = "collective-permute" if at.opcode == "send" else at.opcode.removesuffix("-start")
         if kind in KINDS and not _PIECE.search(at.attributes):
             return self._moved(at, kind, computation)
@@ -270,3 +281,22 @@ class _Reader:
             source = _source(computation, at.operands[min(i, count - 1)])
             moved.append(_name(one, source, common_scope(split_names(at.op_name))))
         return moved
+
+    def _sent_to_slices(self, at: Instruction, kind: str, computation: Computation) -> Transfer:
+        """What a host carries between slices: "{1,2}x{0:3}" are slices and devices of each, "{{7,9},{8,10}}" and
+        "{{7->9},{8->10}}" device ids."""
+        targets = _TARGETS.search(at.attributes)
+        if targets is None:
+            raise ValueError(f"unknown form of a transfer between slices: {at.attributes[:200]}")
+        slices, by_slice, _ = targets[1].partition("x{")
+        dtype, shape = at.arrays[0]
+        kind = _HOST_KINDS.get(kind, kind.lower().replace("_", "-"))
+        groups = tuple(tuple(_ints(group)) for group in re.findall(r"\{([\d,\->]+)\}", slices))
+        if kind == "all-gather":  # what is sent is a part of it
+            shape = (shape[0] * len(groups[0]), *shape[1:])
+        one = Transfer(
+            *(kind, dtype, shape, groups, 1, False, False, at.op_name, at.name),
+            crosses=True,
+            by_slice=bool(by_slice),
+        )
+        return _name(one, _source(computation, at.operands[0]), "")

@@ -32,6 +32,7 @@ class Sent:
         count: runs in a step; None where it is not counted.
         sent: bytes that one chip sends in a step.
         what: is sent, or which part of the model sends it.
+        crosses: from slice to slice; None where only the axis says so.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Sent:
     count: int | None
     sent: float
     what: str
+    crosses: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Compiled:
         seconds: that compiling took.
         kept: bytes of the temporaries that layers keep for their way back; 0 where that is not told.
         compiler: its name and version.
+        peak_memory_in_bytes: the most that lives at once, arguments included; 0 where that is not told.
     """
 
     arguments: Mapping[str, int]
@@ -67,10 +70,20 @@ class Compiled:
     seconds: float
     kept: int = 0
     compiler: str = "libtpu"
+    peak_memory_in_bytes: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Bytes without which the program does not run: temporaries that never live together share room."""
+        return (
+            self.peak_memory_in_bytes + self.generated_code_size_in_bytes
+            if self.peak_memory_in_bytes
+            else self.total
+        )
 
     @property
     def total(self) -> int:
-        """Bytes that one chip holds at once."""
+        """Bytes of one chip's arguments, temporaries, results and program, each counted by itself."""
         outputs = self.output_size_in_bytes - self.alias_size_in_bytes
         return (
             self.argument_size_in_bytes
@@ -111,8 +124,8 @@ class Plan:
 
     @property
     def held_bytes(self) -> int:
-        """That one chip holds: the compiler's figure where there is one."""
-        return self.predicted_bytes if self.compiled is None else self.compiled.total
+        """That one chip has to have: the compiler's figure where there is one."""
+        return self.predicted_bytes if self.compiled is None else self.compiled.needed
 
     @property
     def fits(self) -> bool:
@@ -200,6 +213,8 @@ class Plan:
             error = self.predicted_bytes / compiled.total - 1
             total = f"{format_bytes(self.predicted_bytes)} ({error:+.1%})"
             table.add_row("total", total, format_bytes(compiled.total))
+            if compiled.peak_memory_in_bytes:
+                table.add_row("of these at once", "", format_bytes(compiled.needed))
         else:
             table.add_row("total", format_bytes(self.predicted_bytes))
         return table
@@ -219,7 +234,7 @@ class Plan:
             table.add_row(
                 one.kind,
                 " x ".join(one.axes),
-                _rides(one.axes, rates),
+                _rides(one, rates),
                 one.what,
                 runs,
                 format_bytes(one.sent),
@@ -322,7 +337,7 @@ class Plan:
             hbm, 1.02, f"{hbm:.1f} GiB", ha="right", va="bottom", transform=memory.get_xaxis_transform()
         )
         memory.set_xlabel("GiB of one chip")
-        memory.legend(frameon=False, fontsize=7, ncols=3, loc="upper right")
+        memory.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         names = [phase.name for phase in forecast.phases]
         for i, limit in enumerate(LIMITS):
             lengths = [1e3 * times[i] for times in forecast.times]
@@ -360,8 +375,12 @@ def _or_dash(size: float | None) -> str:
     return "" if size is None else format_bytes(size)
 
 
-def _rides(axes: Sequence[str], rates: Mapping[str, Link]) -> str:
-    return ", ".join(dict.fromkeys(rates[axis].kind for axis in axes if axis in rates))
+def _rides(one: Sent, rates: Mapping[str, Link]) -> str:
+    """What carries it. An axis that is cut at a slice's end has a part inside, which the compiler tells apart."""
+    if one.crosses:
+        return "DCN"
+    kinds = dict.fromkeys(rates[axis].kind for axis in one.axes if axis in rates)
+    return ", ".join("ICI" if one.crosses is False and kind == "DCN" else kind for kind in kinds)
 
 
 def _seconds(seconds: float) -> str:

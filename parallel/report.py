@@ -49,6 +49,7 @@ class Collective:
             argument that is moved before anything is done with it.
         phase: "forward", "recompute" or "backward" of a differentiated program, else "".
         operation: its name in the compiled program.
+        crosses: it goes from slice to slice of TPUs.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Collective:
     module: str
     phase: str
     operation: str
+    crosses: bool = False
 
     @property
     def size(self) -> int:
@@ -88,6 +90,7 @@ class CollectiveGroup:
         bound: as in `Collective`.
         bytes: of the arrays, each as often as it is moved.
         bytes_sent: sum of theirs.
+        crosses: they go from slice to slice.
     """
 
     kind: str
@@ -99,6 +102,7 @@ class CollectiveGroup:
     bound: str
     bytes: int
     bytes_sent: int
+    crosses: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,17 +150,18 @@ class ProgramReport:
         """The collectives by kind, axes, phase and module; those that send most come first."""
         groups: dict[Any, list[Collective]] = {}
         for one in self.collectives:
-            groups.setdefault((one.kind, one.axes, one.phase, one.module), []).append(one)
+            groups.setdefault((one.kind, one.axes, one.phase, one.module, one.crosses), []).append(one)
         found = [
             CollectiveGroup(
                 *shared,
+                crosses=crosses,
                 arrays=len(ones),
                 count=sum(one.count for one in ones),
                 bound=_bound({one.bound for one in ones}),
                 bytes=sum(one.bytes * one.count for one in ones),
                 bytes_sent=sum(one.bytes_sent for one in ones),
             )
-            for shared, ones in groups.items()
+            for (*shared, crosses), ones in groups.items()
         ]
         return sorted(found, key=lambda group: -group.bytes_sent)
 
@@ -182,7 +187,8 @@ class ProgramReport:
                 format_bytes(g.bytes),
                 format_bytes(g.bytes_sent),
             )
-            table.add_row(g.kind, " x ".join(g.axes), g.phase, g.module, *figures)
+            over = " x ".join(g.axes) + ", between slices" * g.crosses
+            table.add_row(g.kind, over, g.phase, g.module, *figures)
         totals = (sum(g.arrays for g in groups), sum(g.count for g in groups))
         sums = (sum(g.bytes for g in groups), sum(g.bytes_sent for g in groups))
         table.add_section()
@@ -229,12 +235,34 @@ def inspect_program(
         ValueError: the program was compiled for another number of devices.
     """
     program = Program(compiled.as_text())
-    if program.num_devices != mesh.size:
+    slices = _slices(mesh)
+    if program.num_devices not in (mesh.size, slices.shape[1]):
         raise ValueError(
             f"mesh {dict(mesh.shape)} has {mesh.size} devices, but the program was compiled for {program.num_devices}"
         )
-    found = tuple(_describe(one, dict(mesh.shape)) for one in transfers(program))
+    if program.num_devices == mesh.size:
+        slices = slices.reshape(1, -1)
+    placed = (_placed(one, slices, mesh) for one in transfers(program))
+    found = tuple(_describe(one, dict(mesh.shape)) for one in placed)
     return ProgramReport(dict(mesh.shape), found, _memory(compiled, classify))
+
+
+def _slices(mesh: Mesh) -> np.ndarray:
+    """Positions in the mesh, counted in its order: those of one slice of TPUs in each row."""
+    numbers = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
+    return np.stack([np.flatnonzero(numbers == number) for number in np.unique(numbers)])
+
+
+def _placed(one: Transfer, slices: np.ndarray, mesh: Mesh) -> Transfer:
+    """A transfer whose groups are of positions in the mesh; of a program for one of several slices, those of all."""
+    if one.by_slice:
+        groups = tuple(tuple(map(int, column)) for column in slices.T)
+    elif one.crosses:
+        at = {device.id: i for i, device in enumerate(mesh.devices.flat)}
+        groups = tuple(tuple(at[number] for number in group) for group in one.groups)
+    else:
+        groups = tuple(tuple(int(row[i]) for i in group) for row in slices for group in one.groups)
+    return dataclasses.replace(one, groups=groups)
 
 
 def kept_by_loops(program: Program) -> int:
@@ -322,6 +350,7 @@ def _describe(one: Transfer, mesh: Mapping[str, int]) -> Collective:
         module=module,
         phase=phase,
         operation=one.operation,
+        crosses=one.crosses,
     )
 
 

@@ -5,8 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import parallel
@@ -199,3 +201,67 @@ def test_bytes():
         8,
         15,
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of one of two slices, numbered as libtpu numbers them."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class OfOneSlice:
+    """What a compiler gives for one of two slices, as libtpu writes it."""
+
+    text: str
+
+    def as_text(self):
+        return self.text
+
+    def memory_analysis(self):
+        return None
+
+
+def test_what_goes_between_slices():
+    """The program is one slice's; what it sends to the other goes through the host, by slices or by device ids."""
+    host = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"'
+    )
+    shape = "bf16[64,8]{1,0}"
+    text = f"""HloModule two, num_partitions=4
+
+ENTRY %main (x: bf16[64,8]) -> bf16[64,8] {{
+  %x = {shape} parameter(0)
+  %t = token[] after-all()
+  %in = {shape} all-reduce(%x), replica_groups={{{{0,2}},{{1,3}}}}, to_apply=%add, \
+metadata={{op_name="jit(step)/transpose(jvp(forward))/Model/mlp/dot"}}
+  %out = ({shape}, u32[], token[]) send(%in, %t), channel_id=1, {host},\
+_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"}}
+  %got = ({shape}, u32[], token[]) recv(%t), channel_id=2, {host},\
+_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"}}
+  %whole = ({shape}, u32[], token[]) send(%x, %t), channel_id=3, {host},\
+_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="ALL_GATHER"}}
+  %next = ({shape}, u32[], token[]) send(%x, %t), channel_id=4, {host},\
+_xla_megascale_target={{{{100003->200000}},{{100002->200001}}}},_xla_megascale_transfer_type="ONE_TO_ONE"}}
+  %all = ({shape}, u32[], token[]) send(%x, %t), channel_id=5, {host},\
+_xla_megascale_target={{{{100000,100003,200000,200003}},{{100001,100002,200001,200002}}}},\
+_xla_megascale_transfer_type="ALL_TO_ALL"}}
+  ROOT %y = {shape} copy(%in)
+}}
+"""
+    chips = [Chip(100_000 * (1 + i // 4) + (0, 1, 3, 2)[i % 4], i // 4) for i in range(8)]
+    mesh = Mesh(np.array(chips, dtype=object).reshape(4, 2), ("data", "tensor"))
+    found = parallel.inspect_program(OfOneSlice(text), mesh).collectives
+    assert [(one.kind, one.axes, one.group, one.bytes_sent, one.crosses) for one in found] == [
+        ("all-reduce", ("data",), 2, 1024, False),
+        ("all-reduce", ("data",), 2, 1024, True),
+        ("all-gather", ("data",), 2, 1024, True),
+        ("collective-permute", ("data",), 2, 1024, True),
+        ("all-to-all", ("data",), 4, 768, True),
+    ]
+    assert (found[1].module, found[1].phase) == ("forward/Model/mlp", "backward")
+    with pytest.raises(ValueError, match="has 8 devices, but the program was compiled for 2"):
+        parallel.inspect_program(OfOneSlice(text.replace("partitions=4", "partitions=2")), mesh)

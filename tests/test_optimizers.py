@@ -82,6 +82,15 @@ def test_attention_kernels_are_the_matrices_that_they_multiply_by():
     assert found[layers + "mlp/fc_in/bias"] is None
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_a_table_may_have_more_elements_than_int32_counts(name):
+    table = {"embed": {"embedding": jax.ShapeDtypeStruct((250_880, 14_336), jnp.float32)}}  # BLOOM-176B's
+    with jax.numpy_dtype_promotion("standard"):  # for optax
+        state = jax.eval_shape(EACH[name].init, table)
+        updates, _ = jax.eval_shape(EACH[name].update, table, state, table)
+    assert updates["embed"]["embedding"].shape == (250_880, 14_336)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_adafactor_is_that_of_optax(momentum):
     ours = optimizers.adafactor(learning_rate=RATE, min_factored=1, momentum=momentum)

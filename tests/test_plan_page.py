@@ -89,6 +89,18 @@ def test_what_does_not_fit():
     assert "DOES NOT FIT: 96.00 GiB" in text_of(plan)
 
 
+def test_what_never_lives_together_shares_room():
+    """libtpu adds up temporaries beyond what its own peak holds; whether it fits, the peak says."""
+    compiled = dataclasses.replace(COMPILED, temp_size_in_bytes=93 * GIB, peak_memory_in_bytes=80 * GIB)
+    plan = dataclasses.replace(PLAN, compiled=compiled)
+    assert plan.fits
+    text = text_of(plan)
+    assert "\nfits: 80.00 GiB of 95.74 GiB a chip, by the compiler's account" in text
+    assert "of these at once" in text
+    assert "10.0 GiB (-89.6%)" in text  # arithmetic is held to what is added up
+    assert "of these at once" not in text_of(dataclasses.replace(PLAN, compiled=COMPILED))
+
+
 def test_data_for_machines():
     found = json.loads(json.dumps(dataclasses.replace(PLAN, compiled=COMPILED).to_dict()))
     assert found["argument_size_in_bytes"] == 3 * GIB + 100

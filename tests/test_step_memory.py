@@ -17,9 +17,8 @@ def memory(layout, file="pretrain/gptj-6b.gin", topology="v5p:4x4x4", **choice):
 
 def test_arithmetic_is_close_to_the_compiler():
     found = {name: error for name, error, _ in errors(Training)}
-    assert found.pop("mvp") == pytest.approx(-0.175, abs=0.02)  # not explained yet; docs/planning.md says so
     sizes = [abs(error) for error in found.values()]
-    assert set(found) == {name for name in recorded() if isinstance(CASES[name], Training)} - {"mvp"}
+    assert set(found) == {name for name in recorded() if isinstance(CASES[name], Training)}
     assert statistics.median(sizes) <= 0.05, found
     assert max(sizes) <= 0.15, found
     assert min(found.values()) >= -0.05, found
@@ -54,9 +53,22 @@ def test_a_stage_keeps_what_is_in_flight():
     assert many < few  # 1f1b: a microbatch is smaller, and no more of them are in flight
 
 
-def test_a_stage_holds_its_gradients_and_what_is_added_to_them():
+def test_gradients_that_are_added_up_are_held_with_what_is_added():
     found, staged = memory("fsdp=64"), memory("stage=4,fsdp=16", microbatches=8)
     assert staged["gradients"] == pytest.approx(3 * found["gradients"], rel=0.01)
+    assert memory("fsdp=64", accumulate=4)["gradients"] == 3 * found["gradients"]
+
+
+def test_stacks_of_the_same_shapes_keep_more():
+    """A compiler that is given two loops' zeros as one array copies it."""
+
+    def temporaries(*params):
+        planner = Planner(open_experiment(["pretrain/mvp.gin"], params), parse_topology("v5e:4x4"))
+        return memory_of(planner.cost())["temporaries"]
+
+    kept = (4 + 3 + 3) * 1024 * 2 * 12 * 128 * 512 // 16  # of the encoder, which is the smaller one
+    assert temporaries() - temporaries("Mvp.encoder_layers=11") > 0.75 * kept
+    assert temporaries("Mvp.encoder_layers=11") - temporaries("Mvp.encoder_layers=10") < 0.02 * kept
 
 
 def test_a_layer_with_norms_behind_keeps_its_last_product():

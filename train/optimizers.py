@@ -372,7 +372,8 @@ def _size(shape: tuple[int, ...], dims: Dims) -> int:
 
 def _mean(x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:
     """The mean over some dimensions, of which only as much counts as the true shape has; the rest is zero."""
-    return jnp.sum(x, dims, keepdims=True) / _size(shape, dims)
+    count = float(_size(shape, dims))  # of a large table more than int32 holds
+    return jnp.sum(x, dims, keepdims=True) / count
 
 
 def _rms(x: jax.Array, dims: Dims, shape: tuple[int, ...]) -> jax.Array:

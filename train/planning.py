@@ -265,11 +265,13 @@ def compile_step(experiment: Experiment, topology: Topology) -> Compiled | str:
                 g.count,
                 g.bytes_sent,
                 f"{g.module.removeprefix('forward/')} {g.phase}".strip(),
+                g.crosses,
             )
             for g in report.grouped()
         ],
         seconds=time.perf_counter() - begun,
         compiler=places.compiler(),
+        peak_memory_in_bytes=getattr(memory, "peak_memory_in_bytes", 0),
         **{
             f"{name}_size_in_bytes": getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "temp", "output", "alias", "generated_code")
