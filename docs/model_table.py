@@ -23,6 +23,7 @@ HEADS = {
     "token_classification": "class of every token",
     "question_answering": "first and last token of an answer",
     "multiple_choice": "one of several sequences",
+    "double_heads": "next token, and one of several sequences",
     "next_sentence": "whether a sentence follows",
     "pretraining": "masked token, and whether a sentence follows",
 }

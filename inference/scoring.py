@@ -20,6 +20,7 @@ import numpy as np
 import modelzoo
 import parallel
 from inference.prompts import bucket_length
+from modelzoo import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _score(
 
 def _check(model: modelzoo.Model, passages: Sequence[Passage]) -> None:
     if model.task != "causal_lm":
-        raise ValueError(f"{type(model).__name__} does not score text: take the family's ...ForCausalLM")
+        others = registry.relatives(type(model), ("causal_lm",))
+        raise ValueError(f"{type(model).__name__} does not score text: take {others}")
     window, vocab_size = model.config.max_positions, model.config.vocab_size
     for number, passage in enumerate(passages):
         length = len(passage.ids)

@@ -126,7 +126,7 @@ class Choose(TaskModel):
     """Says which of several continuations fits a text."""
 
     name = "choose"
-    tasks = ("multiple_choice",)
+    tasks = ("multiple_choice", "double_heads")
 
     def __call__(self, texts: Any, choices: Sequence[str] | None = None) -> Any:
         """Chooses.
@@ -150,14 +150,18 @@ class Choose(TaskModel):
             if not isinstance(options, Sequence) or isinstance(options, str) or len(options) < 2:
                 raise ValueError(f"choices = {options!r}: there are two or more to choose from")
             encodings = [self.encode(text, option) for option in options]
-            scores = softmax(self.call(encodings, ["logits"], len(encodings))[0][0, : len(options)])
+            field = "mc_logits" if self.model.task == "double_heads" else "logits"
+            scores = softmax(self.call(encodings, [field], len(encodings))[0][0, : len(options)])
             order = sorted(range(len(options)), key=lambda i: -scores[i])
             found.append([dict(choice=options[i], index=i, score=float(scores[i])) for i in order])
         return found[0] if alone else found
 
     def inputs(self, encodings: Sequence[Any], size: int) -> dict[str, Any]:
-        """The choices of one text: [1, C, T]."""
-        return {name: values[None] for name, values in super().inputs(encodings, size).items()}
+        """The choices of one text: [1, C, T]; of two heads, one scores a choice by its last token."""
+        inputs = super().inputs(encodings, size)
+        if self.model.task == "double_heads":
+            inputs["mc_token_ids"] = inputs["attention_mask"].sum(axis=-1) - 1
+        return {name: values[None] for name, values in inputs.items()}
 
 
 class Summarize(TaskModel):

@@ -133,6 +133,21 @@ def classifier(model: Any, num_labels: int, use_bias: bool = True) -> Linear:
     return Linear((c.hidden_size,), (num_labels,), axes, use_bias, init, model.dtype, model.param_dtype)
 
 
+def summarize(x_BTD: jax.Array, how: str, places_B: jax.Array | None = None) -> jax.Array:
+    """One state for each sequence: [B, T, D] -> [B, D].
+
+    Args:
+        x_BTD: [B, T, D].
+        how: "first", "last", "mean", or "cls_index": the token at `places_B`, without them the last one.
+        places_B: int [B].
+    """
+    if how == "mean":
+        return x_BTD.mean(axis=1)
+    if how == "cls_index" and places_B is not None:
+        return jnp.take_along_axis(x_BTD, places_B[:, None, None], axis=1)[:, 0]
+    return x_BTD[:, 0 if how == "first" else -1]
+
+
 def span_logits(logits_BT2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Splits an answer head's scores into (start_logits, end_logits), each [B, T]."""
     return logits_BT2[..., 0], logits_BT2[..., 1]

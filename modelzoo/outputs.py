@@ -91,6 +91,20 @@ class MultipleChoiceOutput:
 
 
 @struct.dataclass
+class DoubleHeadsOutput:
+    """Next-token scores, logits [B, C, T, V], and scores of the choices, mc_logits [B, C].
+
+    Attentions, and hidden states but for the last, are of B * C rows; the last is [B, C, T, D].
+    """
+
+    logits: jax.Array
+    mc_logits: jax.Array
+    cache: Cache | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@struct.dataclass
 class NextSentencePredictorOutput:
     """Scores of "B follows A" and "B is random": logits [B, 2]."""
 

@@ -6,9 +6,10 @@ To add one: modelzoo/<model_type>/{config,model,weights}.py, its line in `FAMILI
 # ruff: noqa: F401, F403
 
 import dataclasses
+import difflib
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names of every family, for type checkers and editors
@@ -111,6 +112,13 @@ def family_of(model_class: "type[Model]") -> Family | None:
     return next((family for family in FAMILIES.values() if model_class in family.classes), None)
 
 
+def relatives(model_class: "type[Model]", tasks: Collection[str]) -> str:
+    """For messages, the classes of a class's family that are of some tasks, such as "BloomForCausalLM"."""
+    family = family_of(model_class)
+    found = [cls.__name__ for cls in family.classes if cls.task in tasks] if family else []
+    return " or ".join(found) or "a class of another family"
+
+
 def find(name: str) -> Any:
     """The config or model class of this name, such as "GPTJConfig", or None."""
     found = (family.named(name) for family in FAMILIES.values())
@@ -126,7 +134,7 @@ def get_model_class(name: str) -> "type[Model]":
     found = find(name)
     if found is None or name.endswith("Config"):
         known = sorted(cls.__name__ for family in FAMILIES.values() for cls in family.classes)
-        raise ValueError(f"unknown model class {name!r}: flaxtron has {known}")
+        raise ValueError(f"unknown model class {name!r}: {_nearest(name, known)}")
     return found
 
 
@@ -153,4 +161,10 @@ def get_config(name: str, **overrides: Any) -> Any:
                     f"{family.config_class.__name__} has no field {unknown[0]!r}: it has {sorted(known)}"
                 )
             return dataclasses.replace(family.presets[name], **overrides)
-    raise ValueError(f"unknown preset {name!r}: flaxtron has {list_presets()}")
+    raise ValueError(f"unknown preset {name!r}: {_nearest(name, list_presets())}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """For messages, the names that one may have meant, and all that there are."""
+    close = difflib.get_close_matches(name, known, n=2)
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"flaxtron has {', '.join(known)}"

@@ -17,9 +17,11 @@ import jax
 
 from modelzoo import heads
 from modelzoo.layers.linear import dropout_layer
+from modelzoo.layers.mlp import get_activation
 from modelzoo.model import Model
 from modelzoo.outputs import (
     CausalLMOutput,
+    DoubleHeadsOutput,
     MaskedLMOutput,
     MultipleChoiceOutput,
     NextSentencePredictorOutput,
@@ -207,22 +209,84 @@ class MultipleChoice(Task):
         self, input_ids: jax.Array | None = None, deterministic: bool = True, **inputs: Any
     ) -> MultipleChoiceOutput:
         """Runs every choice as a row of its own; `inputs` are the trunk's, with a dimension of choices."""
-        given = input_ids if input_ids is not None else inputs.get("inputs_embeds")
-        if given is None:
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        by_choice = {"attention_mask": 1, "token_type_ids": 1, "position_ids": 1, "inputs_embeds": 2}
-        for name, rank in by_choice.items():
-            if inputs.get(name) is not None:
-                inputs[name] = _rows(inputs[name], rank)
-        rows = None if input_ids is None else _rows(input_ids, 1)
-        out = self.trunk(rows, deterministic=deterministic, **inputs)
+        rows, lead = _by_row(dict(inputs, input_ids=input_ids))
+        out = self.trunk(deterministic=deterministic, **rows)
         scores = self.classifier(self.dropout(out.pooler_output, deterministic=deterministic))
-        return MultipleChoiceOutput(scores.reshape(-1, given.shape[1]), out.hidden_states, out.attentions)
+        return MultipleChoiceOutput(scores.reshape(lead), out.hidden_states, out.attentions)
 
 
-def _rows(x: jax.Array, rank: int) -> jax.Array:
-    """All but the last `rank` dimensions as one."""
-    return x.reshape(-1, *x.shape[x.ndim - rank :])
+class DoubleHeads(Task):
+    """Scores the next token at every position, and C choices, each a sequence of its own, by one token's state.
+
+    input_ids, attention_mask, token_type_ids and position_ids are [B, C, T], inputs_embeds [B, C, T, D]; without the
+    dimension C, each row is scored by itself. The config's summary_type, summary_activation and summary_first_dropout
+    say how the choices are scored. Departure: a summary_type other than "cls_index" is of a choice's tokens here, where
+    transformers takes it of the choices, unless each is a row.
+    """
+
+    task: ClassVar[str] = "double_heads"
+
+    def setup(self) -> None:
+        super().setup()
+        self.lm_head = self.make_lm_head()
+        self.choice_head = heads.classifier(self, 1)
+
+    @property
+    def head_dropout(self) -> float:
+        return self.config.summary_first_dropout
+
+    def __call__(
+        self,
+        input_ids: jax.Array | None = None,
+        mc_token_ids: jax.Array | None = None,
+        deterministic: bool = True,
+        **inputs: Any,
+    ) -> DoubleHeadsOutput:
+        """Runs every choice as a row of its own.
+
+        Args:
+            input_ids: [B, C, T] or [B, T].
+            mc_token_ids: int [B, C] or [B], the place of the token that a choice is scored by; None is the last one.
+            deterministic: no dropout.
+            inputs: the trunk's.
+        """
+        c = self.config
+        rows, lead = _by_row(dict(inputs, input_ids=input_ids))
+        out = self.trunk(deterministic=deterministic, **rows)
+        x_RTD = out.last_hidden_state
+        logits = self.lm_head(x_RTD, self.trunk.embedding_table())
+        places_R = None if mc_token_ids is None else mc_token_ids.reshape(-1)
+        state_RD = heads.summarize(x_RTD, c.summary_type, places_R)
+        scores = self.choice_head(self.dropout(state_RD, deterministic=deterministic))
+        if c.summary_activation is not None:
+            scores = get_activation(c.summary_activation)(scores)
+
+        def by_choice(x: jax.Array) -> jax.Array:
+            return x.reshape(*lead, *x.shape[1:])
+
+        hidden_states = out.hidden_states
+        if hidden_states is not None:
+            hidden_states = (*hidden_states[:-1], by_choice(hidden_states[-1]))
+        return DoubleHeadsOutput(
+            by_choice(logits), scores.reshape(lead), out.cache, hidden_states, out.attentions
+        )
+
+
+_RANKS = {"input_ids": 1, "attention_mask": 1, "token_type_ids": 1, "position_ids": 1, "inputs_embeds": 2}
+"""Dimensions that one choice has, of inputs that have one of choices besides."""
+
+
+def _by_row(inputs: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Inputs with every choice as a row of its own, and what the rows were: (B, C), or (B,) without choices."""
+    given = next((name for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
+    if given is None:
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    lead = inputs[given].shape[: inputs[given].ndim - _RANKS[given]]
+    for name, rank in _RANKS.items():
+        x = inputs.get(name)
+        if x is not None and x.ndim < 4 + (rank > 1):  # a mask [rows, 1, T, S] is by row already
+            inputs[name] = x.reshape(-1, *x.shape[x.ndim - rank :])
+    return inputs, lead
 
 
 class NextSentencePrediction(Task):

@@ -4,6 +4,7 @@ from typing import Any
 
 import modelzoo
 from tests import small_tokenizers
+from tests.zoo import TINY
 from train.tasks.examples import Example
 from train.tasks.settings import Task
 from train.tasks.words import Words
@@ -35,7 +36,6 @@ def head(
     task = settings(**fields.pop("task", {}))
     cls = modelzoo.get_model_class(model_class)
     family = modelzoo.registry.family_of(cls)
-    tiny = next(name for name in family.presets if name.startswith("tiny-"))
     size = max(words.tokenizer.get_vocab().values()) + 1
-    config = config or modelzoo.get_config(tiny, vocab_size=size, **fields)
+    config = config or modelzoo.get_config(TINY[family.model_type], vocab_size=size, **fields)
     return kind(cls(config), words, task, length)

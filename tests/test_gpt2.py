@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import inference
 import modelzoo
+import train
+from tests.house import ROOT
 from tests.zoo import assert_close, assert_equal, quick_jit, random_params
 
 CONFIG = modelzoo.GPT2Config(
@@ -124,6 +127,8 @@ def test_an_encoder_needs_cross_attention(params):
         (dict(activation_function="swiglu"), "GPT2Config.activation_function = 'swiglu': known are"),
         (dict(n_inner=0), "GPT2Config.n_inner = 0"),
         (dict(resid_pdrop=1.0), "GPT2Config.resid_pdrop = 1.0"),
+        (dict(summary_type="attn"), "GPT2Config.summary_type = 'attn': choose from"),
+        (dict(summary_activation="swiglu"), "GPT2Config.summary_activation = 'swiglu': known are"),
     ],
 )
 def test_bad_configs(fields, message):
@@ -138,6 +143,15 @@ def test_presets_are_the_published_sizes():
     assert modelzoo.num_params(modelzoo.GPT2LMHeadModel(modelzoo.get_config("gpt2"))) == 124_439_808
 
 
+def test_the_guide_to_porting_counts_its_lines():
+    text = (ROOT / "docs/porting.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| \[(.+?gpt2.*?\.py)\]\(.+?\) \| (\d+) \|", text, re.MULTILINE)
+    lines = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file, _ in found}
+    assert len(found) == 4
+    assert {file: int(count) for file, count in found} == lines
+    assert f"{sum(lines[file] for file in lines if file.startswith('modelzoo'))} in the three files" in text
+
+
 def test_generation_is_the_uncached_argmax(params):
     """Greedy tokens of a padded row, through the cache and the head's transposed copy."""
     ids, mask = np.asarray(IDS).copy(), np.ones((2, 7), int)
@@ -150,3 +164,104 @@ def test_generation_is_the_uncached_argmax(params):
             logits = MODEL.apply({"params": params}, input_ids=jnp.asarray([tokens], jnp.int32)).logits
             tokens.append(int(jnp.argmax(logits[0, -1])))
         assert out.sequences[row, start:].tolist() == tokens
+
+
+TWO_HEADS = modelzoo.GPT2DoubleHeadsModel(CONFIG)
+CHOICES = np.random.default_rng(1).integers(4, 37, (2, 3, 7)).astype(np.int32)
+PLACES = np.array([[6, 2, 4], [0, 5, 3]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def two():
+    return random_params(TWO_HEADS)
+
+
+@quick_jit
+def scored(params, **inputs):
+    return TWO_HEADS.apply({"params": params}, output_hidden_states=True, **inputs)
+
+
+def test_a_choice_is_scored_by_the_state_of_its_token(two):
+    out = scored(two, input_ids=CHOICES, mc_token_ids=PLACES)
+    states = np.take_along_axis(np.asarray(out.hidden_states[-1]), PLACES[..., None, None], axis=2)[:, :, 0]
+    head = two["choice_head"]
+    assert_close(out.mc_logits, states @ head["kernel"][:, 0] + head["bias"], 2e-6)
+    assert out.logits.shape == (2, 3, 7, 37)
+    trunk = {"trunk": two["trunk"]}
+    assert_close(out.logits[1, 2], logits_of(trunk, input_ids=CHOICES[1, 2][None])[0], 2e-6)
+    last = scored(two, input_ids=CHOICES).mc_logits
+    assert_close(scored(two, input_ids=CHOICES, mc_token_ids=np.full_like(PLACES, 6)).mc_logits, last, 2e-6)
+    assert np.abs(last - out.mc_logits).max() > 1e-2
+
+
+def test_choices_are_rows(two):
+    """Without their dimension, as embeddings, and with positions of each choice."""
+    positions = np.broadcast_to(np.arange(2, 9), CHOICES.shape)
+    inputs = dict(position_ids=positions, attention_mask=np.ones_like(CHOICES), token_type_ids=CHOICES[::-1])
+    out = scored(two, input_ids=CHOICES, mc_token_ids=PLACES, **inputs)
+    rows = {name: array.reshape(6, 7) for name, array in dict(inputs, input_ids=CHOICES).items()}
+    apart = scored(two, mc_token_ids=PLACES.reshape(-1), **rows)
+    assert apart.mc_logits.shape == (6,)
+    assert_close(apart.mc_logits.reshape(2, 3), out.mc_logits, 0.0)
+    assert_close(apart.logits.reshape(out.logits.shape), out.logits, 0.0)
+    embeds = np.asarray(two["trunk"]["embed"]["embedding"])[CHOICES]
+    embedded = scored(two, inputs_embeds=embeds, mc_token_ids=PLACES, **inputs)
+    assert_close(embedded.mc_logits, out.mc_logits, 2e-6)
+    bias = np.zeros((6, 1, 7, 7), np.float32)
+    assert_close(
+        scored(two, input_ids=CHOICES, attention_mask=bias).logits,
+        scored(two, input_ids=CHOICES).logits,
+        2e-6,
+    )
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        TWO_HEADS.apply({"params": two}, mc_token_ids=PLACES)
+
+
+def test_choices_go_through_a_cache(two):
+    whole, cache = scored(two, input_ids=CHOICES), TWO_HEADS.init_cache(6, 8)
+    first = scored(two, input_ids=CHOICES[..., :5], cache=cache)
+    second = scored(two, input_ids=CHOICES[..., 5:], cache=first.cache)
+    assert_close(jnp.concatenate([first.logits, second.logits], axis=2), whole.logits, 2e-6)
+    assert_close(second.mc_logits, whole.mc_logits, 2e-6)
+
+
+def test_both_heads_learn_from_their_labels(two):
+    labels = np.where(PLACES[..., None] > 2, CHOICES, -100)
+    batch = {"input_ids": CHOICES, "mc_token_ids": PLACES, "labels": labels, "mc_labels": np.array([2, 0])}
+    out = scored(two, input_ids=CHOICES, mc_token_ids=PLACES)
+    value, metrics = train.loss(TWO_HEADS, out, batch)
+    assert_close(metrics["lm_loss"] + metrics["choice_loss"], value, 1e-6)
+    alone, _ = train.loss(TWO_HEADS, out, batch | {"labels": np.full_like(CHOICES, -100)})
+    assert_close(alone, metrics["choice_loss"], 0.0)
+    with pytest.raises(
+        ValueError, match="the batch has no 'mc_labels', which GPT2DoubleHeadsModel learns from"
+    ):
+        train.loss(TWO_HEADS, out, {"labels": CHOICES})
+
+
+def test_two_heads_travel_by_files(two, params, tmp_path, caplog):
+    """A class with one of them leaves the other out; one with both makes it new, and any tuning trains it."""
+    modelzoo.to_hf(TWO_HEADS, two, tmp_path / "two")
+    model, loaded = modelzoo.from_hf(tmp_path / "two")
+    assert isinstance(model, modelzoo.GPT2DoubleHeadsModel)
+    assert_equal(loaded, two)
+    one = modelzoo.from_hf(tmp_path / "two", "GPT2LMHeadModel")[1]
+    assert_equal(one, {"trunk": two["trunk"]})
+    assert "GPT2LMHeadModel leaves out multiple_choice_head.summary" in caplog.text
+    modelzoo.to_hf(MODEL, params, tmp_path / "one")
+    model, made = modelzoo.from_hf(tmp_path / "one", "GPT2DoubleHeadsModel")
+    assert_equal(made["trunk"], params["trunk"])
+    assert "newly initialised, to be trained: multiple_choice_head.summary" in caplog.text
+    tuned = modelzoo.trainable(
+        modelzoo.tuned(model, modelzoo.Tuning(lora=modelzoo.Lora(rank=2, alpha=2, targets=".*/query/kernel")))
+    )
+    assert tuned["choice_head"] == {"bias": True, "kernel": True}
+    assert not any(jax.tree.leaves(tuned["trunk"]["embed"]))
+
+
+def test_text_is_generated_by_the_class_that_does():
+    ids = np.ones((1, 3), int)
+    with pytest.raises(
+        ValueError, match="GPT2DoubleHeadsModel does not generate text: take .*GPT2LMHeadModel"
+    ):
+        inference.generate(TWO_HEADS, {}, ids, config=inference.GenerationConfig(max_new_tokens=2))

@@ -24,6 +24,15 @@ def test_keep_last_is_slicing_by_the_last_positions(keep):
     np.testing.assert_array_equal(kept, expected)
 
 
+def test_summaries_of_a_sequence():
+    x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    places = np.array([4, 0, 2])
+    wanted = {"first": x[:, 0], "last": x[:, -1], "mean": x.mean(axis=1), "cls_index": x[[0, 1, 2], places]}
+    for how, want in wanted.items():
+        np.testing.assert_allclose(heads.summarize(jnp.asarray(x), how, jnp.asarray(places)), want, rtol=1e-6)
+    np.testing.assert_array_equal(heads.summarize(jnp.asarray(x), "cls_index"), x[:, -1])
+
+
 def last_token_by_loop(values, ids, pad):
     rows = []
     for row, tokens in zip(values, ids, strict=True):

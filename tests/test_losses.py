@@ -198,6 +198,25 @@ def test_pretraining_is_the_sum_of_its_two_means():
     np.testing.assert_allclose(metrics["next_sentence_loss"], follows, rtol=1e-6)
 
 
+def test_two_heads_are_the_sum_of_their_means():
+    words, choices = logits_of(2, 3, 4, 7), logits_of(2, 3, seed=1)
+    labels = np.full((2, 3, 4), -100, np.int32)
+    labels[0, 1, 1:], labels[1, 2, 3] = (4, 0, 6), 5
+    batch = {"labels": labels, "mc_labels": np.array([1, -100], np.int32)}
+    out, model = outputs(logits=words, mc_logits=choices), tiny_task("double_heads")
+    value, metrics = train.loss(model, out, batch)
+    lm = np.mean([*reference(words[0, 1, :3], np.array([4, 0, 6])), reference(words[1, 2, 2], np.array(5))])
+    choice = reference(choices, np.array([1, 0]))[0]
+    np.testing.assert_allclose(value, lm + choice, rtol=1e-6)
+    np.testing.assert_allclose(metrics["lm_loss"], lm, rtol=1e-6)
+    np.testing.assert_allclose(metrics["choice_loss"], choice, rtol=1e-6)
+    assert metrics["tokens"] == 4
+    with pytest.raises(ValueError, match="mc_labels holds 3 in row 1"):
+        train.loss(model, out, batch | {"mc_labels": np.array([1, 3])})
+    with pytest.raises(ValueError, match=r"its inputs are \[rows, choices, tokens\], not \[rows, tokens\]"):
+        train.loss(model, outputs(logits=words[:, 0], mc_logits=choices[:, 0]), batch)
+
+
 def test_next_sentence():
     logits, labels = logits_of(3, 2), np.array([1, 0, -100], np.int32)
     value, _ = train.loss(tiny_task("next_sentence"), outputs(logits=logits), {"labels": labels})

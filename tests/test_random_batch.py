@@ -7,11 +7,12 @@ import pytest
 import modelzoo
 import train
 from modelzoo.registry import FAMILIES
+from tests.zoo import TINY
 from train.losses import OBJECTIVES
 from train.random_batch import draw_batch
 
 CLASSES = [
-    pytest.param(cls, next(name for name in family.presets if name.startswith("tiny-")), id=cls.__name__)
+    pytest.param(cls, TINY[family.model_type], id=cls.__name__)
     for family in FAMILIES.values()
     for cls in family.classes
     if cls.task in OBJECTIVES
@@ -43,6 +44,13 @@ def test_it_follows_its_seed_and_has_padding_and_ignored_labels():
     assert np.all(batch["labels"][batch["attention_mask"] == 0] == -100)
     learned = batch["labels"] != -100
     assert 0.4 < learned[batch["attention_mask"] == 1].mean() < 1.0
+
+
+def test_a_choice_is_scored_by_its_last_token():
+    batch = draw_batch(modelzoo.GPT2DoubleHeadsModel(modelzoo.get_config("tiny-gpt2")), 2, 9)
+    np.testing.assert_array_equal(batch["mc_token_ids"] + 1, batch["attention_mask"].sum(-1))
+    assert np.all(batch["labels"][batch["attention_mask"] == 0] == -100)
+    assert batch["mc_labels"].shape == (2,)
 
 
 @pytest.mark.parametrize(

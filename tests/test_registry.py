@@ -52,10 +52,18 @@ def test_family_of():
     assert registry.family_of(Model) is None
 
 
+def test_relatives_are_named():
+    found = registry.relatives(modelzoo.MvpForQuestionAnswering, ("unshifted_lm", "seq2seq_lm"))
+    assert found == "MvpForConditionalGeneration or MvpForCausalLM"
+    assert registry.relatives(modelzoo.GPT2Model, ("causal_lm",)) == "GPT2LMHeadModel"
+    assert registry.relatives(Model, ("causal_lm",)) == "a class of another family"
+
+
 def test_get_model_class():
     assert modelzoo.get_model_class("GPTJForCausalLM") is modelzoo.GPTJForCausalLM
     with pytest.raises(
-        ValueError, match="unknown model class 'GPTJForCausalLMs': flaxtron has .*GPTJForCausalLM"
+        ValueError,
+        match="unknown model class 'GPTJForCausalLMs': did you mean GPTJForCausalLM.* flaxtron has .*BloomModel",
     ):
         modelzoo.get_model_class("GPTJForCausalLMs")
 
@@ -87,7 +95,9 @@ def test_get_config_changes_fields():
 
 
 def test_get_config_refuses():
-    with pytest.raises(ValueError, match="unknown preset 'gpt-j-7b': flaxtron has .*gpt-j-6b"):
+    with pytest.raises(
+        ValueError, match="unknown preset 'gpt-j-7b': did you mean gpt-j-6b.* flaxtron has bloom-176b, "
+    ):
         modelzoo.get_config("gpt-j-7b")
     with pytest.raises(ValueError, match="GPTJConfig has no field 'n_layers': it has .*'n_layer'"):
         modelzoo.get_config("tiny-gptj", n_layers=5)

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+import modelzoo
 from tests import labelled
-from train.tasks.sequences import Choices, NextSentence, Sequences
+from tests.test_targets import gpt2_words
+from train.tasks.sequences import Choices, NextSentence, Sequences, TwoHeads
 
 TEXTS = labelled.examples({"text": "the fox", "label": 1}, {"text": "the lazy dog jumps", "label": 0})
 
@@ -89,6 +91,24 @@ def test_choices():
     metrics, found = head.measure(asked, rows, {"logits": [[0.0, 1.0], [0.0, 1.0]]})
     assert metrics == {"accuracy": 0.5}
     assert found[0]["choice"] == "the lazy dog"
+
+
+def test_two_heads():
+    """Of two heads, one learns the right choice's tokens and the other its number."""
+    words = gpt2_words()
+    head = labelled.head(TwoHeads, "GPT2DoubleHeadsModel", words, pad_token_id=1)
+    rows = head.rows(asked := labelled.examples(CHOICES, CHOICES | {"label": "0"}, CHOICES))
+    batch = head.batch(rows, 16, counted=2)
+    ids = words.tokenizer.encode("the fox", "the lazy dog").ids
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, 2, 16)
+    assert batch["labels"][0, 1].tolist() == ids + [-100] * (16 - len(ids))
+    assert (batch["labels"][0, 0] == -100).all()
+    assert batch["mc_labels"].tolist() == [1, 0, -100]
+    assert (batch["labels"][2] == -100).all()
+    assert batch["mc_token_ids"][0, 1] == len(ids) - 1
+    assert set(batch) <= modelzoo.input_names(head.model) | {"labels", "mc_labels"}
+    metrics, _ = head.measure(asked, rows, {"mc_logits": [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]})
+    assert metrics == {"accuracy": 2 / 3}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import modelzoo
+from modelzoo import registry
 
+TINY = {
+    model_type: next(preset for preset in family.presets if preset.startswith("tiny-"))
+    for model_type, family in registry.FAMILIES.items()
+}
+"""The smallest preset of every family."""
 FIXTURES = Path(__file__).parent / "fixtures"
 """What tests/parity/make_fixtures.py wrote: transformers' answers, MODEL_TYPE.npz."""
 COUNTS = FIXTURES / "num_params.json"

@@ -107,7 +107,7 @@ def _classes(labels: jax.Array, num_classes: int) -> Target:
 
 
 def _next_tokens(config: Any, labels: jax.Array, length: int) -> Target:
-    shifted = jnp.concatenate([labels[:, 1:], jnp.full_like(labels[:, :1], IGNORED)], axis=1)
+    shifted = jnp.concatenate([labels[..., 1:], jnp.full_like(labels[..., :1], IGNORED)], axis=-1)
     return _classes(shifted, config.vocab_size)
 
 
@@ -165,6 +165,10 @@ OBJECTIVES: Mapping[str, tuple[Part, ...]] = {
         Part("end", "end_logits", "end_positions", _span_end, 0.5),
     ),
     "multiple_choice": (Part("choice", "logits", "labels", _choice),),
+    "double_heads": (
+        Part("lm", "logits", "labels", _next_tokens),
+        Part("choice", "mc_logits", "mc_labels", _choice),
+    ),
     "next_sentence": (Part("next_sentence", "logits", "labels", _follows),),
     "pretraining": (
         Part("lm", "prediction_logits", "labels", _tokens),
@@ -191,7 +195,13 @@ def _target(model: Any, part: Part, batch: Mapping[str, Any], outputs: Any = Non
     if batch.get(part.labels) is None:
         raise ValueError(f"the batch has no {part.labels!r}, which {type(model).__name__} learns from")
     if outputs is not None:
-        length = getattr(outputs, part.logits).shape[1]
+        shape = getattr(outputs, part.logits).shape
+        if len(shape) < 2:
+            raise ValueError(
+                f"{type(model).__name__} learns from choices: its inputs are [rows, choices, tokens], not "
+                "[rows, tokens]"
+            )
+        length = shape[1]
     else:
         names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
         length = next((batch[name].shape[1] for name in names if name in batch), 0)
@@ -329,7 +339,8 @@ def loss(
         batch: transformers' label names beside the inputs. "labels" is int [B, T] for language models (shifted inside
             for causal ones) and token classes; int [B], or float [B, C], for classes of sequences; int [B] for
             choices and next sentences. Pretraining also has "next_sentence_label" int [B]; question answering has
-            "start_positions" and "end_positions", int [B].
+            "start_positions" and "end_positions", int [B]; two heads have "labels" int [B, C, T] and "mc_labels"
+            int [B], of whose losses, which transformers returns apart, this is the sum.
         label_smoothing, z_loss: as in `Shaping`.
 
     Returns:

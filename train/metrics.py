@@ -48,8 +48,9 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
     """Model FLOPs of one training step, per token: forward and backward, without recomputation.
 
     PaLM's count (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): 6 per parameter that a token is
-    multiplied with, 4 if it is frozen, and 12 L N H T for attention's two products. Embedding tables are looked up, not
-    multiplied, except by a language-modelling head that is tied to one.
+    multiplied with, 4 if it is frozen, and 12 L N H T for the two products of each attention, an encoder's and that
+    across to it among them. Embedding tables are looked up, not multiplied, except by a language-modelling head that
+    is tied to one.
 
     Args:
         model: any model of the zoo.
@@ -65,7 +66,8 @@ def flops_per_token(model: modelzoo.Model, sequence_length: int) -> float:
         tables = [path for path in trains if path[-1].key == "embedding"]
         tied = any(trains[path] for path in tables)
         per_token += config.vocab_size * config.hidden_size * (6.0 if tied else 4.0)
-    return per_token + 12.0 * config.num_layers * config.hidden_size * sequence_length
+    heads = sum(leaf.size for path, leaf in leaves if [key.key for key in path[-2:]] == ["query", "kernel"])
+    return per_token + 12.0 * heads / config.hidden_size * sequence_length
 
 
 @functools.cache
@@ -305,14 +307,23 @@ def memory() -> dict[str, float]:
     return held
 
 
-def _open_wandb(project: str, workdir: Path) -> Any:
-    """A run of Weights & Biases, the same one whenever the run goes on; WANDB_MODE=offline keeps it on disk."""
+def import_wandb(project: str) -> Any:
+    """The package of Weights & Biases.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError:
         raise ValueError(
             f"train.wandb = {project!r}: the package wandb is not installed: pip install 'flaxtron[wandb]'"
         ) from None
+
+
+def _open_wandb(project: str, workdir: Path) -> Any:
+    """A run of Weights & Biases, the same one whenever the run goes on; WANDB_MODE=offline keeps it on disk."""
+    wandb = import_wandb(project)
     name = workdir / "wandb-id"
     if not name.exists():
         name.write_text(uuid.uuid4().hex[:8])

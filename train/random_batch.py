@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 import modelzoo
+from modelzoo.model import CHOICE_TASKS
 from train import losses
 
 NUM_CHOICES = 2
@@ -20,7 +21,7 @@ def draw_batch(model: Any, rows: int, length: int, seed: int = 0) -> dict[str, n
         seed: the same one gives the same batch.
 
     Returns:
-        int32 [B, T] and so on under transformers' names; of a multiple choice [B, C, T].
+        int32 [B, T] and so on under transformers' names; of a choice [B, C, T].
 
     Raises:
         ValueError: the model has no loss, or its positions do not hold the length.
@@ -34,7 +35,7 @@ def draw_batch(model: Any, rows: int, length: int, seed: int = 0) -> dict[str, n
     ids_of = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     special = {getattr(config, name, None) for name in ids_of}
     words = np.array([i for i in range(config.vocab_size) if i not in special])
-    shape = (rows, NUM_CHOICES, length) if model.task == "multiple_choice" else (rows, length)
+    shape = (rows, NUM_CHOICES, length) if model.task in CHOICE_TASKS else (rows, length)
 
     # Rows end 0, 1 or 2 tokens early, with the end token if there is one.
     lengths = length - np.arange(rows * (NUM_CHOICES if len(shape) == 3 else 1)) % min(3, length)
@@ -51,6 +52,8 @@ def draw_batch(model: Any, rows: int, length: int, seed: int = 0) -> dict[str, n
         batch["token_type_ids"] = np.broadcast_to(places >= length // 2, shape)
     if "decoder_input_ids" in names:
         batch["decoder_input_ids"] = random.choice(words, shape)
+    if "mc_token_ids" in names:
+        batch["mc_token_ids"] = (lengths - 1).reshape(shape[:-1])
     batch = {name: value.astype(np.int32) for name, value in batch.items()}
     for part in parts:
         batch[part.labels] = _labels(part.name, model, words, mask, random)
@@ -76,5 +79,5 @@ def _labels(part: str, model: Any, words: np.ndarray, mask: np.ndarray, random: 
     if part == "classification":
         labels = random.integers(0, model.config.num_labels, mask.shape)
     learned = mask & (random.random(mask.shape) < 0.7)
-    learned[0, 1] = True  # one label at least
+    learned.reshape(-1, length)[0, 1] = True  # one label at least
     return np.where(learned, labels, losses.IGNORED).astype(np.int32)

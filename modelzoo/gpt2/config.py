@@ -1,7 +1,7 @@
 """GPT-2's hyper-parameters, named as in transformers."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from modelzoo.config import ModelConfig
 from modelzoo.layers.mlp import ACTIVATIONS
@@ -9,12 +9,12 @@ from modelzoo.layers.mlp import ACTIVATIONS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Config(ModelConfig):
-    """The defaults are those of the smallest GPT-2; the summary_* fields, of a head that is not here, are left out.
+    """The defaults are those of the smallest GPT-2.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V, tokens that the model knows.
         n_positions: rows of the table of positions.
-        n_embd, n_layer, n_head: D, L, N.
+        n_embd, n_layer, n_head: the width D, the number of layers L, the number of heads N.
         n_inner: F; None is 4 D.
         activation_function: a key of `layers.mlp.ACTIVATIONS`.
         resid_pdrop, embd_pdrop, attn_pdrop: dropout after attention and MLP, on embeddings, on attention weights.
@@ -26,6 +26,9 @@ class GPT2Config(ModelConfig):
         reorder_and_upcast_attn: scores are float32 in any dtype; here they are so in any case.
         add_cross_attention: blocks also attend to encoder_hidden_states.
         tie_word_embeddings: the LM head is the embedding table.
+        summary_type: which state scores a choice: `heads.summarize`.
+        summary_activation: what its score goes through; None is nothing.
+        summary_first_dropout: dropout on that state.
     """
 
     model_type: ClassVar[str] = "gpt2"
@@ -57,13 +60,23 @@ class GPT2Config(ModelConfig):
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
     tie_word_embeddings: bool = True
+    summary_type: Literal["last", "first", "mean", "cls_index"] = "cls_index"
+    summary_activation: str | None = None
+    summary_first_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check(
             self.activation_function in ACTIVATIONS, "activation_function", f"known are {sorted(ACTIVATIONS)}"
         )
-        self._check_probabilities("resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout")
+        self._check(
+            self.summary_activation in (None, *ACTIVATIONS),
+            "summary_activation",
+            f"known are {sorted(ACTIVATIONS)}, or None",
+        )
+        self._check_probabilities(
+            "resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout", "summary_first_dropout"
+        )
         self._check_sizes("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
         self._check(self.mlp_dim >= 1, "n_inner", "it is a size, at least 1, or None for 4 n_embd")
         self._check(self.n_embd % self.n_head == 0, "n_embd", f"n_head = {self.n_head} does not divide it")

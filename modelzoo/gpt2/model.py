@@ -154,6 +154,12 @@ class GPT2LMHeadModel(tasks.CausalLM):
     trunk_class = GPT2Model
 
 
+class GPT2DoubleHeadsModel(tasks.DoubleHeads):
+    """GPT-2 that scores the next token and, by one token of each, choices between texts."""
+
+    trunk_class = GPT2Model
+
+
 class GPT2ForSequenceClassification(tasks.LastTokenClassification):
     """GPT-2 that classifies a sequence by its last token."""
 
@@ -175,6 +181,7 @@ class GPT2ForQuestionAnswering(tasks.QuestionAnswering):
 __all__ = [
     "GPT2Model",
     "GPT2LMHeadModel",
+    "GPT2DoubleHeadsModel",
     "GPT2ForSequenceClassification",
     "GPT2ForTokenClassification",
     "GPT2ForQuestionAnswering",

@@ -43,10 +43,8 @@ WEIGHTS = WeightTable(
         Weight("score.weight", "score.kernel", "c d -> d c"),
         *linear_weights("classifier", "classifier"),
         *linear_weights("qa_outputs", "qa_outputs"),
+        *linear_weights("multiple_choice_head.summary", "choice_head"),
     ),
-    # Causal masks and their fill value, buffers that older versions saved; the second head of GPT2DoubleHeadsModel.
-    ignored=(
-        r"(^|\.)h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$",
-        r"^multiple_choice_head\.",
-    ),
+    # Causal masks and their fill value, buffers that older versions saved.
+    ignored=(r"(^|\.)h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$",),
 )

@@ -118,12 +118,13 @@ def exported_titles(name: str) -> list[str]:
     """Configs for another transformers.
 
     Version 5 dropped relative positions, and its MvpModel hands use_prompt to the wrong argument of its encoder, which
-    then has no prompts (5.23).
+    then has no prompts (5.23). Every version takes a summary other than "cls_index" of the choices: tasks.DoubleHeads.
     """
     found = []
     for title in titles(name):
         fields = cases_of(name).configs[title]
         absolute = fields.get("position_embedding_type", "absolute") == "absolute"
-        if absolute and not fields.get("use_prompt"):
+        of_a_token = fields.get("summary_type", "cls_index") == "cls_index"
+        if absolute and of_a_token and not fields.get("use_prompt"):
             found.append(title)
     return found

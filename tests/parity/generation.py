@@ -1,13 +1,14 @@
 """What the comparisons of generation share: pairs of equal models, batches, and transformers' group beam search.
 
+Which classes generate, the registry says, and their configs are those of their family's cases (tests/parity/cases.py).
 4.57.6 has moved that search's loop out of the library and kept the scorer that decides in it; the loop here calls that.
 """
 
 import functools
-import tempfile
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from transformers.generation.beam_search import BeamSearchScorer
@@ -16,98 +17,77 @@ from transformers.generation.logits_process import HammingDiversityLogitsProcess
 import inference
 import modelzoo
 from inference import GenerationConfig
+from inference.decode import WRITING
+from tests.parity import cases
+from tests.parity.pairs import make_pair
 
-VOCAB, PAD, EOS = 97, 0, 2
-FAMILIES = ("gptj", "bloom", "mvp")
-_SHARED: dict[str, Any] = dict(vocab_size=VOCAB, attn_implementation="eager")
-_CONFIGS: dict[str, tuple[Any, str, list[dict[str, Any]]]] = {
-    "gptj": (
-        transformers.GPTJConfig,
-        "GPTJForCausalLM",
-        [
-            dict(n_embd=48, n_layer=3, n_head=4, rotary_dim=8, n_positions=96, n_inner=80),
-            dict(n_embd=24, n_layer=2, n_head=3, rotary_dim=4, n_positions=128, n_inner=31),
-            dict(n_embd=40, n_layer=1, n_head=5, rotary_dim=8, n_positions=64),
-            dict(n_embd=32, n_layer=2, n_head=2, rotary_dim=16, n_positions=80, activation_function="relu"),
-            dict(n_embd=20, n_layer=4, n_head=1, rotary_dim=2, n_positions=96, layer_norm_epsilon=0.1),
-        ],
-    ),
-    "bloom": (
-        transformers.BloomConfig,
-        "BloomForCausalLM",
-        [
-            dict(hidden_size=48, n_layer=2, n_head=4),
-            dict(hidden_size=50, n_layer=3, n_head=5, apply_residual_connection_post_layernorm=True),
-            dict(hidden_size=24, n_layer=1, n_head=1),
-            dict(hidden_size=44, n_layer=2, n_head=11),
-            dict(hidden_size=32, n_layer=2, n_head=8, tie_word_embeddings=False),
-        ],
-    ),
-    "mvp": (
-        transformers.MvpConfig,
-        "MvpForConditionalGeneration",
-        [
-            _mvp := dict(
-                d_model=48,
-                max_position_embeddings=96,
-                encoder_layers=2,
-                encoder_attention_heads=4,
-                encoder_ffn_dim=80,
-                decoder_layers=3,
-                decoder_attention_heads=3,
-                decoder_ffn_dim=60,
-            ),
-            _mvp | dict(use_prompt=True, prompt_length=5, prompt_mid_dim=7),
-            _mvp | dict(scale_embedding=True, tie_word_embeddings=False),
-            _mvp | dict(d_model=24, encoder_layers=1, decoder_layers=1, activation_function="relu"),
-            _mvp | dict(decoder_start_token_id=5, max_position_embeddings=64),
-        ],
-    ),
-    "mvp-decoder": (
-        transformers.MvpConfig,
-        "MvpForCausalLM",
-        # transformers makes a cache of as many layers as the encoder would have.
-        [_mvp | dict(encoder_layers=3), _mvp | dict(encoder_layers=3, scale_embedding=True)],
-    ),
-}
+VOCAB, PAD, EOS, LONGEST = 97, 0, 2, 64
+WRITERS = [cls for cls in map(modelzoo.get_model_class, cases.CLASSES) if cls.task in WRITING]
+"""Every class of the zoo that generates."""
+
+
+KINDS = {(cls.task, "position_ids" in modelzoo.input_names(cls)): cls.__name__ for cls in reversed(WRITERS)}
+"""One for each way to generate: the first class of a task that takes position_ids, and the first that does not."""
+
+
+def titles(cls: type[modelzoo.Model]) -> list[str]:
+    """The configs that a class generates with: those of its cases, of an encoder where it is made a decoder."""
+    found, every = cases.titles(cls.__name__), cases.cases_of(cls.__name__).configs
+    if cls.task != "causal_lm":
+        return found
+    default = getattr(cases.CLASSES[cls.__name__].config_class(), "is_decoder", True)
+    return [title for title in found if every[title].get("is_decoder", default)]
+
+
+def every_writer() -> Any:
+    """Parametrises a test by `name`."""
+    return pytest.mark.parametrize("name", [cls.__name__ for cls in WRITERS])
+
+
+def every_kind() -> Any:
+    """Parametrises a test by `name`, of those of `KINDS`: for what depends on no architecture."""
+    return pytest.mark.parametrize("name", sorted(KINDS.values()))
 
 
 @functools.cache
-def pair(family: str, number: int = 0) -> tuple[Any, modelzoo.Model, Any]:
-    """(torch model, our model, our parameters) of a family's configuration, with logits at unit scale."""
-    torch.manual_seed(number)
-    config_class, model_name, configs = _CONFIGS[family]
-    config = config_class(**_SHARED, bos_token_id=1, eos_token_id=EOS, **configs[number])
-    theirs = getattr(transformers, model_name)(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours, params = modelzoo.from_hf(folder)
+def pair(name: str, title: str | None = None) -> tuple[Any, modelzoo.Model, Any]:
+    """(torch model, our model, our parameters) of a class, with logits at unit scale.
+
+    Args:
+        name: the class.
+        title: of the config; None is the first that it generates with.
+    """
+    fields = dict(
+        cases.cases_of(name).configs[title or titles(modelzoo.get_model_class(name))[0]], vocab_size=VOCAB
+    )
+    places = "max_position_embeddings"  # or what the family calls it, where it counts any
+    if hasattr(getattr(transformers, name).config_class(), places):
+        fields[places] = LONGEST
+    theirs, ours, params = make_pair(name, fields, scale=0.15)
     return theirs, ours, inference.prepare(ours, params)
 
 
 @functools.cache
-def batch(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """Four prompts of different lengths, padded where the family pads, with an end token in an encoder's."""
+def batch(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Four prompts of different lengths, padded where the class pads: on the right what an encoder reads."""
     ids = np.random.default_rng(0).integers(3, VOCAB, (4, 11))
     mask = np.ones_like(ids)
+    on_the_right = pair(name)[0].config.is_encoder_decoder
     for row, padding in enumerate((0, 4, 8, 1)):
-        here = slice(11 - padding, 11) if family == "mvp" else slice(0, padding)
+        here = slice(11 - padding, 11) if on_the_right else slice(0, padding)
         mask[row, here], ids[row, here] = 0, PAD
     return ids, mask
 
 
 def both(
-    family: str, number: int = 0, rows: int = 4, begun: np.ndarray | None = None, **fields: Any
+    name: str, title: str | None = None, rows: int = 4, begun: np.ndarray | None = None, **fields: Any
 ) -> tuple[Any, Any]:
     """(our output, theirs) for one config; pad_token_id, scores and no end token unless `fields` say otherwise.
 
     `begun` is what an encoder-decoder's output begins with.
     """
-    theirs, ours, params = pair(family, number)
-    ids, mask = (array[:rows] for array in batch(family))
+    theirs, ours, params = pair(name, title)
+    ids, mask = (array[:rows] for array in batch(name))
     fields = {"pad_token_id": PAD, "eos_token_id": None} | fields
     given: dict[str, Any] = (
         {"custom_generate": group_beam_search} if fields.get("num_beam_groups", 1) > 1 else {}

@@ -36,7 +36,7 @@ def batches(task: str, outputs: dict[str, Any]) -> list[Labelled]:
     """
     makers: dict[str, Callable[..., Iterator[Labelled]]] = dict.fromkeys(TOKEN_TASKS, _tokens)
     makers |= {"sequence_classification": _sequences, "multiple_choice": _classes, "next_sentence": _classes}
-    makers |= {"question_answering": _spans, "pretraining": _pretraining}
+    makers |= {"question_answering": _spans, "pretraining": _pretraining, "double_heads": _double_heads}
     return list(makers[task](np.random.default_rng(3), outputs))
 
 
@@ -93,10 +93,24 @@ def _spans(random: np.random.Generator, outputs: dict[str, Any]) -> Iterator[Lab
 
 
 def _pretraining(random: np.random.Generator, outputs: dict[str, Any]) -> Iterator[Labelled]:
-    follows = {"logits": np.asarray(outputs["seq_relationship_logits"])}
-    for words in _tokens(random, {"logits": np.asarray(outputs["prediction_logits"])}):
-        for order in _classes(random, follows):
+    yield from _two(
+        random, outputs["prediction_logits"], outputs["seq_relationship_logits"], "next_sentence_label"
+    )
+
+
+def _double_heads(random: np.random.Generator, outputs: dict[str, Any]) -> Iterator[Labelled]:
+    logits = np.asarray(outputs["logits"])
+    rows = logits.reshape(-1, *logits.shape[2:])
+    for given in _two(random, rows, outputs["mc_logits"], "mc_labels"):
+        labels = given.labels["labels"].reshape(logits.shape[:-1])
+        yield given._replace(labels=given.labels | {"labels": labels})
+
+
+def _two(random: np.random.Generator, of_tokens: Any, of_sequences: Any, second: str) -> Iterator[Labelled]:
+    """Labels of tokens, and classes of sequences under the name `second`."""
+    for words in _tokens(random, {"logits": np.asarray(of_tokens)}):
+        for order in _classes(random, {"logits": np.asarray(of_sequences)}):
             if (words.kind == NONE) == (order.kind == NONE):
-                labels = words.labels | {"next_sentence_label": order.labels["labels"]}
+                labels = words.labels | {second: order.labels["labels"]}
                 kind = NONE if order.kind == NONE else f"{words.kind}, {order.kind}"
                 yield Labelled(kind, labels)

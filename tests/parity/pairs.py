@@ -14,6 +14,7 @@ import transformers
 from transformers.modeling_outputs import ModelOutput
 
 import modelzoo
+from modelzoo.model import CHOICE_TASKS
 from tests.parity.cases import cases_of
 from tests.parity.inputs import CHOICES, make_inputs
 from tests.parity.labels import Labelled
@@ -36,7 +37,7 @@ class Pair(NamedTuple):
     def inputs(self, options: str, seed: int = 0) -> dict[str, Any]:
         """Numpy inputs for `options` of tests/parity/inputs.py."""
         name = type(self.ours).__name__
-        choices = CHOICES if self.ours.task == "multiple_choice" else None
+        choices = CHOICES if self.ours.task in CHOICE_TASKS else None
         return make_inputs(options, self.theirs.config, choices, cases_of(name).options, seed)
 
 
@@ -109,10 +110,11 @@ def ask(theirs: Any, inputs: Mapping[str, Any], **flags: Any) -> Any:
 
 
 def their_loss(theirs: Any, inputs: Mapping[str, Any], given: Labelled) -> Any:
-    """The loss that transformers computes, with its graph."""
+    """The loss that transformers computes, with its graph; of two heads, whose losses it returns apart, their sum."""
     theirs.config.problem_type = given.problem_type  # a first call sets it, where it was None
     try:
-        return theirs(**{name: to_torch(value) for name, value in {**inputs, **given.labels}.items()}).loss
+        out = theirs(**{name: to_torch(value) for name, value in {**inputs, **given.labels}.items()})
+        return sum(value for name, value in out.items() if name in LOSSES)
     finally:
         theirs.config.problem_type = None
 
@@ -130,7 +132,8 @@ def forward(model: Any, params: Any, inputs: Mapping[str, Any], **flags: Any) ->
 
 Fields = dict[str, Any]
 """Documented fields that are not None: name -> array, or tuple of arrays."""
-APART = {"past_key_values", "cache", "loss"}
+LOSSES = {"loss", "mc_loss"}
+APART = {"past_key_values", "cache"} | LOSSES
 
 
 def their_fields(out: ModelOutput) -> Fields:
@@ -195,7 +198,7 @@ NO_INPUTS = {
         "cache_position",
         "return_dict",
     ),
-    *("labels", "next_sentence_label", "start_positions", "end_positions"),
+    *("labels", "mc_labels", "next_sentence_label", "start_positions", "end_positions"),
     *("output_attentions", "output_hidden_states"),
 }
 

@@ -65,7 +65,7 @@ class Decoding:
         """What belongs to the decoder's tokens that are no padding, [tokens, ...]."""
         found = {}
         for name, value in fields.items():
-            of_sequences = name == "logits" and value.ndim == 2
+            of_sequences = name == "mc_logits" or (name == "logits" and value.ndim == 2)
             if name == "pooler_output" or name.startswith("encoder_") or of_sequences:
                 continue
             every = value if isinstance(value, tuple) else (value,)

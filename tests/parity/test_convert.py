@@ -18,6 +18,7 @@ from modelzoo.convert import convert_checkpoint
 from tests import megatron_state as megatron
 from tests.converted import read_folder
 from tests.mesh_state import save_shards, shards_of
+from tests.parity import cases, pairs
 
 SIZES = {
     "gptj": dict(vocab_size=64, n_positions=32, n_embd=32, n_layer=11, n_head=8, rotary_dim=2),
@@ -33,11 +34,7 @@ SIZES = {
     ),
 }
 CONFIGS = {"gptj": "GPTJConfig", "bloom": "BloomConfig", "roberta": "RobertaConfig"}
-FLAX = [
-    *("GPTJModel", "GPTJForCausalLM", "BloomModel", "BloomForCausalLM"),
-    *("RobertaModel", "RobertaForMaskedLM", "RobertaForCausalLM", "RobertaForSequenceClassification"),
-    *("RobertaForTokenClassification", "RobertaForQuestionAnswering", "RobertaForMultipleChoice"),
-]
+FLAX = [name for name in cases.CLASSES if hasattr(transformers, f"Flax{name}")]
 
 
 def torch_model(name, dtype=torch.float32, **changes):
@@ -86,7 +83,7 @@ def assert_same_state(model, other):
 @pytest.mark.parametrize("name", FLAX)
 def test_flax(tmp_path, name, parts):
     """What transformers' Flax classes save, against the torch model that they were made from."""
-    source = torch_model(name)
+    source = pairs.torch_model(name, cases.cases_of(name).configs[cases.titles(name)[0]])
     source.save_pretrained(tmp_path / "torch")
     with transformers_flax():
         flax = getattr(transformers, f"Flax{name}").from_pretrained(tmp_path / "torch", from_pt=True)

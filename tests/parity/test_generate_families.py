@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parity.generation import EOS, FAMILIES, assert_same, both
+import modelzoo
+from tests.parity.generation import EOS, WRITERS, assert_same, both, every_kind, titles
 
 ENDS = [EOS, 7, 33]
 """Ids that end rows of these models at different steps."""
@@ -23,11 +24,25 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("number", range(5))
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_of_every_configuration(family, number, mode):
-    out, want = both(family, number, **MODES[mode])
+CELLS = [(cls.__name__, title) for cls in WRITERS for title in titles(cls)]
+FIRST_CELLS = [(cls.__name__, title) for cls in WRITERS for title in titles(cls)[:2]]
+
+
+def test_every_class_that_writes_has_configs():
+    assert {modelzoo.GPT2LMHeadModel, modelzoo.RobertaForCausalLM, modelzoo.MvpForCausalLM} <= set(WRITERS)
+    assert all(titles(cls) for cls in WRITERS)
+
+
+@pytest.mark.parametrize(("name", "title"), CELLS)
+def test_greedy_tokens_of_every_configuration(name, title):
+    out, want = both(name, title, **MODES["greedy"])
+    assert_same(out, want)
+
+
+@pytest.mark.parametrize("mode", ["beam", "group beam"])
+@pytest.mark.parametrize(("name", "title"), FIRST_CELLS)
+def test_beams_of_every_class(name, title, mode):
+    out, want = both(name, title, **MODES[mode])
     assert_same(out, want)
 
 
@@ -49,9 +64,9 @@ BEAMS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", BEAMS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_beams(family, fields):
-    out, want = both(family, **{"max_new_tokens": 18, "num_beams": 4, **fields})
+@every_kind()
+def test_beams(name, fields):
+    out, want = both(name, **{"max_new_tokens": 18, "num_beams": 4, **fields})
     assert_same(out, want)
     rows = len(want.sequences)
     steps = want.beam_indices.shape[1] if want.beam_indices is not None else 0
@@ -78,10 +93,10 @@ GROUPS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", GROUPS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_groups_of_beams(family, fields):
+@every_kind()
+def test_groups_of_beams(name, fields):
     out, want = both(
-        family,
+        name,
         **{"max_new_tokens": 16, "num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.6, **fields},
     )
     assert_same(out, want)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import inference
 from inference import GenerationConfig, sampling
-from tests.parity.generation import EOS, FAMILIES, PAD, VOCAB, assert_same, batch, both, pair
+from tests.parity.generation import EOS, PAD, VOCAB, assert_same, batch, both, every_kind, every_writer, pair
 
 ENDS = [EOS, 7, 33]
 PROCESSORS: list[dict[str, Any]] = [
@@ -48,16 +48,22 @@ PROCESSORS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", PROCESSORS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy(family, fields):
-    out, want = both(family, **{"max_new_tokens": 20, **fields})
+@every_kind()
+def test_greedy(name, fields):
+    out, want = both(name, **{"max_new_tokens": 20, **fields})
+    assert_same(out, want)
+
+
+@every_writer()
+def test_all_of_them_at_once(name):
+    out, want = both(name, max_new_tokens=20, **PROCESSORS[-1])
     assert_same(out, want)
 
 
 @pytest.mark.parametrize("fields", [PROCESSORS[2], PROCESSORS[4], PROCESSORS[5], PROCESSORS[10]], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_beams(family, fields):
-    out, want = both(family, **{"max_new_tokens": 14, "num_beams": 3, **fields})
+@every_kind()
+def test_beams(name, fields):
+    out, want = both(name, **{"max_new_tokens": 14, "num_beams": 3, **fields})
     assert_same(out, want)
 
 
@@ -75,9 +81,17 @@ WARPERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("fields", WARPERS, ids=str)
 def test_the_distribution_that_is_sampled(fields, num_beams):
-    out, want = both(
-        "gptj", max_new_tokens=1, do_sample=True, num_beams=num_beams, eos_token_id=ENDS, **fields
-    )
+    check_distribution("GPTJForCausalLM", num_beams=num_beams, **fields)
+
+
+@every_writer()
+def test_the_distribution_that_every_class_samples(name):
+    """Through all processors and all warpers."""
+    check_distribution(name, **WARPERS[-1], **PROCESSORS[-1] | dict(min_new_tokens=1))
+
+
+def check_distribution(name: str, **fields: Any) -> None:
+    out, want = both(name, max_new_tokens=1, do_sample=True, **{"eos_token_id": ENDS, **fields})
     theirs = torch.softmax(want.scores[0], dim=-1).numpy()
     np.testing.assert_allclose(jax.nn.softmax(out.scores[0], axis=-1), theirs, atol=2e-6, rtol=0)
 
@@ -101,15 +115,15 @@ def test_truncations_keep_the_same_tokens(size, min_keep):
             np.testing.assert_array_equal(out, want, err_msg=f"{warper.__name__}({value})")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_kind()
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_logits_and_log_probabilities(family, num_beams):
+def test_logits_and_log_probabilities(name, num_beams):
     fields: dict[str, Any] = dict(
         max_new_tokens=9, num_beams=num_beams, output_logits=True, eos_token_id=ENDS
     )
     fields["suppress_tokens"] = [5, 6]
-    theirs, ours, params = pair(family)
-    ids, mask = batch(family)
+    theirs, ours, params = pair(name)
+    ids, mask = batch(name)
     given = dict(return_dict_in_generate=True, output_scores=True, pad_token_id=PAD)
     want: Any = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given, **fields)
     config = GenerationConfig(**fields, pad_token_id=PAD, output_logprobs=True)
@@ -129,8 +143,8 @@ def test_logits_and_log_probabilities(family, num_beams):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompt_log_probabilities(side):
-    theirs, ours, params = pair("bloom")
-    ids, mask = batch("bloom")
+    theirs, ours, params = pair("BloomForCausalLM")
+    ids, mask = batch("BloomForCausalLM")
     if side == "right":
         shift = [-int((row == 0).sum()) for row in mask]
         ids, mask = (np.stack([np.roll(r, s) for r, s in zip(a, shift, strict=True)]) for a in (ids, mask))
@@ -157,17 +171,19 @@ def tokenizer():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_kind()
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_stop_strings(family, num_beams, tokenizer):
-    plain, _ = both(family, max_new_tokens=20, num_beams=num_beams)
+def test_stop_strings(name, num_beams, tokenizer):
+    length_penalty = -1.0  # beams that a stop string ends score best
+    plain, _ = both(name, max_new_tokens=20, num_beams=num_beams, length_penalty=length_penalty)
     texts = tokenizer.convert_ids_to_tokens(plain.sequences[0, -20:].tolist())
     other = tokenizer.convert_ids_to_tokens(plain.sequences[1, -20:].tolist())
     stops = [texts[8] + texts[9][:1], other[5]]
     out, want = both(
-        family,
+        name,
         max_new_tokens=20,
         num_beams=num_beams,
+        length_penalty=length_penalty,
         stop_strings=stops,
         tokenizer=tokenizer,
         eos_token_id=EOS,

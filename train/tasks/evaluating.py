@@ -152,6 +152,7 @@ def head_of(model: modelzoo.Model) -> type[Head]:
         "sequence_classification": sequences.Sequences,
         "next_sentence": sequences.NextSentence,
         "multiple_choice": sequences.Choices,
+        "double_heads": sequences.TwoHeads,
         "token_classification": tags.Tags,
         "question_answering": answers.Answers,
         "seq2seq_lm": targets.Targets,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from train.losses import IGNORED
 from train.tasks import scores
 from train.tasks.classes import MULTI, REGRESSION, Classes
 from train.tasks.examples import Example
@@ -104,7 +105,7 @@ class Choices(Head):
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:
-        logits = np.asarray(outputs["logits"], np.float64)
+        logits = np.asarray(outputs[self.fields[0]], np.float64)
         labels, predicted = np.array([row.labels["labels"] for row in rows]), logits.argmax(axis=1)
         probs = softmax(logits)
         return scores.choices(labels, predicted), [
@@ -113,6 +114,20 @@ class Choices(Head):
                 zip(rows, predicted.tolist(), labels.tolist(), strict=True)
             )
         ]
+
+
+class TwoHeads(Choices):
+    """The same for a model with two heads, which also learns to write the right choice; a last token scores each."""
+
+    fields = ("mc_logits",)
+
+    def batch(self, rows: Sequence[Row], length: int, counted: int | None = None) -> dict[str, np.ndarray]:
+        batch = super().batch(rows, length, counted)
+        right, ids, real = batch["labels"], batch["input_ids"], batch["attention_mask"] == 1
+        is_right = np.arange(ids.shape[1]) == right[:, None]
+        words = np.where(is_right[..., None] & real, ids, IGNORED).astype(np.int32)
+        last = real.sum(axis=-1, dtype=np.int32) - 1
+        return batch | {"labels": words, "mc_labels": right, "mc_token_ids": last}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
