@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inference.decode import generate, stream
+    from inference.dry_run import plan_load
     from inference.engine import Engine
     from inference.generation_config import GenerationConfig
     from inference.preparing import prepare
@@ -26,6 +27,7 @@ _OWNERS = {
     "Engine": "inference.engine",
     "SamplingParams": "inference.requests",
     "generate": "inference.decode",
+    "plan_load": "inference.dry_run",
     "prepare": "inference.preparing",
     "stream": "inference.decode",
     "GenerationConfig": "inference.generation_config",
@@ -39,6 +41,7 @@ __all__ = [
     "SamplingParams",
     "generate",
     "open_task",
+    "plan_load",
     "prepare",
     "stream",
 ]

@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import sys
 import time
 import traceback
@@ -51,8 +52,7 @@ class Flags:
     """The command line."""
 
     checkpoint: str
-    """A training run's folder (its newest checkpoint), one of its checkpoints/STEP folders, a Hugging Face
-    folder, or a hub id such as EleutherAI/gpt-j-6b."""
+    """A run's folder (its newest step is taken), one of its checkpoints/STEP, a Hugging Face folder, or a hub id."""
     prompt: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="TEXT")] = ()
     """Text to continue; give several for a batch."""
     prompt_file: Annotated[tuple[Path, ...], Repeated, tyro.conf.arg(metavar="FILE")] = ()
@@ -72,7 +72,7 @@ class Flags:
     seed: int = 0
     """Of the sampling: the same seed gives the same text."""
     mesh: str = ""
-    """Devices to spread the model over, such as "tensor=2" or "fsdp=2,tensor=-1" (-1: the rest)."""
+    """Devices to spread the model over, such as "tensor=2" (the first two) or "fsdp=2,tensor=-1" (-1: the rest)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """To compute and to keep weights in; auto is float32 on a CPU (by far the fastest), else bfloat16."""
     weights: Literal["full", "int8"] = "full"
@@ -82,8 +82,7 @@ class Flags:
     lookup: int | None = None
     """Guess so many tokens at a time from earlier text and check them in one pass: faster where text repeats."""
     draft: str | None = None
-    """A smaller checkpoint of the same vocabulary, whose guesses this one checks in one pass. The text is the same
-    when greedy, and has the same distribution when sampled."""
+    """A smaller checkpoint of the same vocabulary, whose guesses this one checks: the same text, sooner."""
     draft_tokens: int | None = None
     """Tokens that --draft guesses at a time; 4 by default."""
     dry_run: bool = False
@@ -102,16 +101,25 @@ class Flags:
         """
         if self.draft_tokens is not None and self.draft is None:
             raise ValueError(f"--draft-tokens {self.draft_tokens}: there is no --draft to guess them")
+        if self.hosts is not None:
+            raise ValueError(f"--hosts {self.hosts} plans a load: give --dry-run with it, or leave it out")
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"--temperature {self.temperature}: it is above 0, or 0 for the most probable token"
+            )
         chosen = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
         given = {name: value for name, value in chosen.items() if value is not None}
-        return GenerationConfig(
-            do_sample=bool(given) and self.temperature != 0,
-            max_new_tokens=self.max_new_tokens,
-            repetition_penalty=self.repetition_penalty,
-            prompt_lookup_num_tokens=self.lookup,
-            num_draft_tokens=self.draft_tokens,
-            **given,
-        )
+        try:
+            return GenerationConfig(
+                do_sample=bool(given) and self.temperature != 0,
+                max_new_tokens=self.max_new_tokens,
+                repetition_penalty=self.repetition_penalty,
+                prompt_lookup_num_tokens=self.lookup,
+                num_draft_tokens=self.draft_tokens,
+                **given,
+            )
+        except ValueError as error:  # which names a field, and here it is a flag
+            raise ValueError(re.sub(r"^GenerationConfig\.(\w+) = (.*?): ", _flag_of, str(error))) from None
 
     def jax_dtype(self) -> str:
         """The dtype to compute in; starts JAX where that decides it."""
@@ -139,6 +147,11 @@ class Flags:
         if not texts:
             raise ValueError("nothing to continue: give --prompt TEXT or --prompt-file FILE")
         return texts
+
+
+def _flag_of(field: re.Match[str]) -> str:
+    others = {"prompt_lookup_num_tokens": "lookup", "num_draft_tokens": "draft_tokens"}
+    return f"--{others.get(field[1], field[1]).replace('_', '-')} {field[2]}: "
 
 
 def default_dtype() -> str:

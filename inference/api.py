@@ -130,7 +130,8 @@ class Server:
             )
 
     async def _wrong_path(self, request: Request, error: Any) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        there = "completions are at POST /v1/completions"
+        message = f"{request.method} {request.url.path}: {error.detail.lower()}; {there}"
         return _error(ApiError(error.status_code, message, None, "wrong_path"))
 
     async def page(self) -> Response:

@@ -24,6 +24,7 @@ from inference.generation_config import GenerationConfig
 from inference.preparing import prepare
 from inference.prompts import GenerateOutput, Prompts, bucket_length, prepare_prompts, prepare_sources
 from inference.results import copies, read_output, read_tokens
+from modelzoo import registry
 
 FIRST_SLOTS = 256
 """Of a cache that grows; it doubles when it is full. Attention reads all of its slots at every step."""
@@ -31,6 +32,8 @@ BY_SLOT = "unshifted_lm"
 """The task of MVP's decoder alone, whose positions are the slots that tokens stand in, padding included."""
 SEQ2SEQ = "seq2seq_lm"
 """The task of a model with an encoder that generates."""
+WRITING = ("causal_lm", BY_SLOT, SEQ2SEQ)
+"""The tasks of models that generate."""
 
 
 def generate(
@@ -189,10 +192,12 @@ def _start(
     grows: bool = False,
 ) -> _Run:
     """Checks a request and prefills it, into a cache that grows or into one of the final length."""
+    if not isinstance(config, GenerationConfig):
+        raise ValueError(f"config is a {type(config).__name__}: pass inference.GenerationConfig(...)")
     has_encoder = model.task == SEQ2SEQ
-    if model.task not in ("causal_lm", BY_SLOT, SEQ2SEQ):
-        family = "...ForCausalLM or ...ForConditionalGeneration"
-        raise ValueError(f"{type(model).__name__} does not generate text: take the family's {family}")
+    if model.task not in WRITING:
+        others = registry.relatives(type(model), WRITING)
+        raise ValueError(f"{type(model).__name__} does not generate text: take {others}")
     if config.stop_strings and config.num_beam_groups > 1:
         raise ValueError("stop_strings do not end groups of beams: set num_beam_groups to 1")
     config = config.for_model(model.config, has_encoder)

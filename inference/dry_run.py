@@ -1,6 +1,6 @@
 """What loading a checkpoint takes, told from its config and its files' headers alone: bytes per host and per device.
 
-print(inference.dry_run.plan_load("bigscience/bloom", {"tensor": 8}, quantize="int8"))
+print(inference.plan_load("bigscience/bloom", {"tensor": 8}, quantize="int8"))
 """
 
 import dataclasses
@@ -81,9 +81,10 @@ class LoadPlan:
         groups = itertools.groupby(enumerate(self.hosts), key=lambda item: item[1])
         for host, members in groups:
             numbers = [number for number, _ in members]
+            devices = f"{_count(host.devices, 'device')} {'holds' if host.devices == 1 else 'hold'}"
             lines.append(
-                f"{_span('host', numbers)}: reads {_bytes(host.reads)}; {_count(host.devices, 'device')} of it hold "
-                f"{_bytes(host.holds)}; host memory beyond that at most {_bytes(host.passing)}, one array on its way"
+                f"{_span('host', numbers)}: reads {_bytes(host.reads)}; its {devices} {_bytes(host.holds)}; host "
+                f"memory beyond that at most {_bytes(host.passing)}, one array on its way"
             )
         for held, members in itertools.groupby(enumerate(self.device_bytes), key=lambda item: item[1]):
             lines.append(f"{_span('device', [number for number, _ in members])}: {_bytes(held)}")

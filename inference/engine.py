@@ -30,6 +30,7 @@ from inference.requests import Event, Request, SamplingParams, TokenLogprob
 from inference.row_sampling import MAX_STOPS, Chosen, RowParams
 from inference.rows import Row, choose_row, doubled
 from inference.slots import Programs, Where
+from modelzoo import registry
 
 CHUNKS = (16, 32, 128, 512)
 """Lengths of a prompt's chunks; each is compiled once per length of the cache."""
@@ -356,7 +357,8 @@ def _check_sizes(
 ) -> int:
     """The length of the longest request; see `Engine`."""
     if model.task != "causal_lm":
-        raise ValueError(f"{type(model).__name__} does not generate text: take the family's ...ForCausalLM")
+        others = registry.relatives(type(model), ("causal_lm",))
+        raise ValueError(f"{type(model).__name__} does not generate text: take {others}")
     window, shards = model.config.max_positions, 1 if rules is None else rules.num_shards("act_batch")
     if num_rows < 1 or num_rows % shards:
         raise ValueError(

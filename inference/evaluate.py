@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from inference.__main__ import user_errors
+from inference.task_cli import check_output
 
 EXAMPLES = """\
 Measures a language model.
@@ -70,7 +71,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with user_errors():
         results = run(flags)
         if flags.output is not None:
-            flags.output.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+            flags.output.expanduser().write_text(
+                json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8"
+            )
 
 
 def run(flags: Flags) -> dict[str, Any]:
@@ -86,12 +89,14 @@ def run(flags: Flags) -> dict[str, Any]:
         raise ValueError("nothing to measure: give --text-file FILE or --task NAME")
     if flags.batch_size < 1:
         raise ValueError(f"batch_size = {flags.batch_size}: it is at least 1")
+    check_output(flags.output)
     texts = {file: read_texts(file) for file in flags.text_file}
     if flags.task:
         try:
             import lm_eval  # type: ignore[import-not-found]  # noqa: F401
         except ImportError:
             raise ValueError("--task needs lm-evaluation-harness: pip install 'flaxtron[eval]'") from None
+        manager = task_manager(flags)
 
     from inference.__main__ import default_dtype
     from inference.loading import open_checkpoint, rules_of_mesh
@@ -108,7 +113,7 @@ def run(flags: Flags) -> dict[str, Any]:
         measure = Measure(checkpoint.model, params, tokenizer, rules, window, stride, flags.batch_size)
         results["perplexity"] = measure.files(texts)
     if flags.task:
-        results["tasks"] = harness_results(flags, checkpoint, params, tokenizer, rules)
+        results["tasks"] = harness_results(flags, manager, checkpoint, params, tokenizer, rules)
     sys.stdout.write(f"checkpoint: {checkpoint.folder}\n")
     return results
 
@@ -200,18 +205,38 @@ class Measure:
         return dataclasses.replace(result, num_bytes=num_bytes)
 
 
-def harness_results(flags: Flags, checkpoint: Any, params: Any, tokenizer: Any, rules: Any) -> dict[str, Any]:
+def task_manager(flags: Flags) -> Any:
+    """The harness's tasks, with those of --include-path.
+
+    Raises:
+        OSError: there is no such folder.
+        ValueError: there is no such task.
+    """
+    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+
+    folder = flags.include_path
+    if folder is not None and not folder.is_dir():
+        raise OSError(f"--include-path {folder}: there is no such folder")
+    manager = TaskManager(include_path=None if folder is None else str(folder))
+    if unknown := [name for name in flags.task if not manager.match_tasks([name])]:
+        nor = (
+            ": --include-path names a folder with tasks of your own"
+            if folder is None
+            else f", nor in {folder}"
+        )
+        raise ValueError(f"--task {unknown[0]}: there is none in lm-evaluation-harness{nor}")
+    return manager
+
+
+def harness_results(
+    flags: Flags, manager: Any, checkpoint: Any, params: Any, tokenizer: Any, rules: Any
+) -> dict[str, Any]:
     """Runs the tasks, prints the harness's table, returns its results."""
     import lm_eval  # type: ignore[import-not-found]
-    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     from lm_eval.utils import make_table  # type: ignore[import-not-found]
 
     from inference.harness import HarnessModel
 
-    include = None if flags.include_path is None else str(flags.include_path)
-    manager = TaskManager(include_path=include)
-    if unknown := [name for name in flags.task if not manager.match_tasks([name])]:
-        raise ValueError(f"no task {unknown[0]!r} in lm-evaluation-harness, nor in --include-path {include}")
     model = HarnessModel.of(checkpoint, params, tokenizer, rules, flags.batch_size, flags.window)
     options = dict(num_fewshot=flags.num_fewshot, limit=flags.limit, task_manager=manager)
     evaluate: Any = lm_eval.simple_evaluate  # whose decorator hides its parameters

@@ -3,22 +3,21 @@ model."""
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Collection
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import modelzoo
 import parallel
 from inference.preparing import prepare
+from modelzoo.hf_files import find_folder, is_mistyped
 from parallel.checkpoint import as_path
 
 CONFIG = "config.json"
-TEXT_FILES = (
-    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "generation_config.json"),
-    *("tokenizer_config.json", "special_tokens_map.json"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +67,20 @@ class Checkpoint:
 
 
 def rules_of_mesh(text: str) -> parallel.Rules | None:
-    """The rules of a mesh of all devices, as a command line takes it, such as "tensor=4"; None for an empty text.
+    """The rules of a mesh, as a command line takes it, such as "tensor=4"; None for an empty text.
+
+    A mesh of fewer devices than there are takes the first of them.
 
     Raises:
-        ValueError: no such mesh axis, or sizes that the devices do not make up.
+        ValueError: no such mesh axis, or more devices than there are.
     """
     sizes: dict[str, Any] = parallel.parse_mesh(text)
-    return parallel.make_rules(parallel.make_mesh(**sizes)) if sizes else None
+    if not sizes:
+        return None
+    devices, count = jax.devices(), math.prod(sizes.values())
+    if min(sizes.values()) > 0 and count < len(devices):
+        devices = devices[:count]
+    return parallel.make_rules(parallel.make_mesh(**sizes, devices=devices))
 
 
 def open_checkpoint(
@@ -130,9 +136,16 @@ def find_checkpoint(path: str | os.PathLike[str], with_weights: bool = True) -> 
         return parallel.latest_checkpoint(path), True
     if folder.is_dir():
         return folder, False
-    if "/" in str(path) and folder.parent.is_dir():  # a mistyped folder is not asked for on the hub
-        raise OSError(f"no checkpoint at {str(path)!r}: there is no such folder")
-    return _from_hub(str(path), with_weights), False
+    if is_mistyped(path):
+        steps = [step.name for step in folder.parent.glob("*") if step.name.isdigit()]
+        there = (
+            f"; there are {', '.join(sorted(steps, key=int))}"
+            if folder.parent.name == "checkpoints" and steps
+            else ""
+        )
+        raise OSError(f"no checkpoint at {str(path)!r}: there is no such folder{there}")
+    # Its errors say that there is neither such a folder nor such a repository.
+    return find_folder(str(path), with_weights), False
 
 
 def _model_class(content: dict[str, Any], tasks: Collection[str]) -> type[modelzoo.Model]:
@@ -143,8 +156,14 @@ def _model_class(content: dict[str, Any], tasks: Collection[str]) -> type[modelz
     if model.task not in tasks:
         family = modelzoo.get_family(content.get("model_type", "")).classes
         fitting = [cls.__name__ for cls in family if cls.task in tasks]
-        does = "generate text" if "causal_lm" in tasks else f"do {' or '.join(tasks).replace('_', ' ')}"
+        does = "continue prompts" if "causal_lm" in tasks else f"do {' or '.join(tasks).replace('_', ' ')}"
         rest = f"a checkpoint of {' or '.join(fitting)} does" if fitting else "no class of its family does"
+        from inference.text_tasks import TASKS  # which loads checkpoints itself
+
+        commands = [name for name, kind in TASKS.items() if model.task in kind.tasks]
+        commands += ["--prompt"] * (model.task == "causal_lm")
+        if commands:
+            rest += f"; it is for `python -m inference {commands[0]}`"
         raise ValueError(f"{named[0]} does not {does}: {rest}")
     return model
 
@@ -165,16 +184,3 @@ def read_json(file: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON object")
     return content
-
-
-def _from_hub(name: str, with_weights: bool) -> Any:
-    """The local snapshot of a hub repository, with the files that text needs."""
-    from modelzoo.hf_files import find_folder
-
-    # Its errors say that there is neither such a folder nor such a repository.
-    folder = find_folder(name, with_weights)
-    if with_weights:
-        import huggingface_hub
-
-        huggingface_hub.snapshot_download(name, allow_patterns=list(TEXT_FILES))
-    return folder

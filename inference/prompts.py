@@ -297,6 +297,10 @@ def _as_ids(given: Any, name: str = "input_ids") -> np.ndarray:
             "pad them and pass an attention_mask" if name == "input_ids" else "they begin with equally many"
         )
         raise ValueError(f"{name} has rows of different lengths: {mend}") from None
+    if ids.dtype.kind in "US":
+        raise ValueError(
+            f"{name} is text: it is token ids [batch, length], such as tokenizer.encode(text).ids in a list"
+        )
     if ids.ndim != 2:
         raise ValueError(f"{name} has shape {ids.shape}: it is [batch, length]")
     if ids.size == 0:

@@ -42,8 +42,7 @@ class Flags:
     """The command line."""
 
     checkpoint: str
-    """A training run's folder (its newest checkpoint), one of its checkpoints/STEP folders, a Hugging Face
-    folder, or a hub id such as EleutherAI/gpt-j-6b."""
+    """A run's folder (its newest step is taken), one of its checkpoints/STEP, a Hugging Face folder, or a hub id."""
     name: str = ""
     """What clients call the model; by default the folder's name."""
     host: str = "127.0.0.1"

@@ -177,6 +177,7 @@ def run_task(name: str, arguments: Sequence[str]) -> None:
     """
     kind = COMMANDS[name]
     flags = tyro.cli(kind, args=list(arguments), prog=f"python -m inference {name}", description=kind.__doc__)
+    check_output(flags.output)
     texts = list(read_inputs(name, flags))
     if not texts:
         given = "--question TEXT with --context TEXT" if name == "answer" else "--text TEXT"
@@ -203,7 +204,7 @@ def run_task(name: str, arguments: Sequence[str]) -> None:
     lines = [dict(_as_object(text), result=found) for text, found in zip(texts, results, strict=True)]
     if flags.output is not None:
         written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        flags.output.write_text(written, encoding="utf-8")
+        flags.output.expanduser().write_text(written, encoding="utf-8")
         sys.stdout.write(f"{len(lines)} results in {flags.output}\n")
         return
     for line in lines:
@@ -232,6 +233,11 @@ def read_inputs(name: str, flags: Any) -> Iterator[Any]:
     else:
         yield from flags.text
     for file in flags.file:
+        if file.suffix == ".csv":
+            example = json.dumps(dict.fromkeys(needed, "..."))
+            raise ValueError(
+                f"{file}: tables are not read here: write a .jsonl file of lines such as {example}"
+            )
         for number, line in enumerate(read_text(file).splitlines(), 1):
             if not line.strip():
                 continue
@@ -247,8 +253,21 @@ def read_inputs(name: str, flags: Any) -> Iterator[Any]:
             except ValueError as error:
                 raise ValueError(f"{file}:{number}: not JSON ({error})") from None
             if not isinstance(content, dict) or any(key not in content for key in needed):
-                raise ValueError(f"{file}:{number}: not an object with {' and '.join(needed)}")
+                has = f": it has {', '.join(content)}" if isinstance(content, dict) and content else ""
+                raise ValueError(f"{file}:{number}: not an object with {' and '.join(needed)}{has}")
             yield content if len(needed) > 1 or "text_pair" in content else content["text"]
+
+
+def check_output(file: Path | None) -> None:
+    """Refuses a file of results that could not be written, before anything is computed.
+
+    Raises:
+        OSError: its folder is not there, or it is a folder itself.
+    """
+    if file is not None and file.expanduser().is_dir():
+        raise OSError(f"--output {file}: it is a folder; name a file in it")
+    if file is not None and not file.expanduser().parent.is_dir():
+        raise OSError(f"--output {file}: there is no folder {file.parent}")
 
 
 def read_text(file: Path) -> str:

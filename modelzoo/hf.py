@@ -139,6 +139,7 @@ def open_folder(
         OSError, ValueError: as `from_hf`.
     """
     folder = hf_files.find_folder(path)
+    hf_files.check_is_no_run(folder)
     hf_config = hf_files.read_json(folder / hf_files.CONFIG)
     try:
         family, chosen = hf_match.choose_class(hf_config, model_class)

@@ -20,6 +20,11 @@ TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 SHARDS = {SAFETENSORS: "model-*-of-*.safetensors", TORCH: "pytorch_model-*-of-*.bin"}
 READERS = {SAFETENSORS: read_safetensors_header, TORCH: read_torch_header}
+TEXT_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
+"""What reading and writing text takes beside the weights."""
 
 
 def find_folder(path: str | os.PathLike[str], with_weights: bool = True) -> Path:
@@ -37,25 +42,57 @@ def find_folder(path: str | os.PathLike[str], with_weights: bool = True) -> Path
         return folder
     if folder.exists():
         raise OSError(f"{folder} is a file: pass the folder that holds {CONFIG} and the weights")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path)):
+    if is_mistyped(path):
         raise OSError(f"{folder}: no such folder")
+    # Repositories often hold the same weights twice: the second format is fetched only where the first is missing.
+    for weights in (SAFETENSORS, TORCH):
+        patterns = [CONFIG, weights + INDEX]
+        patterns += [weights, SHARDS[weights], *TEXT_FILES] if with_weights else []
+        folder = from_hub(path, patterns)
+        if weight_files(folder):
+            break
+    return folder
+
+
+def is_mistyped(path: str | os.PathLike[str]) -> bool:
+    """Whether a path that is not there stands in a folder that is: it is then not asked for on the hub."""
+    return "/" in str(path) and Path(path).expanduser().parent.is_dir()
+
+
+def check_is_no_run(folder: Path) -> None:
+    """Refuses what training wrote, which is not in Hugging Face's layout.
+
+    Raises:
+        OSError: it is a run's folder, or that of one of its steps.
+    """
+    whole = (folder / "checkpoints").is_dir() and not (folder / CONFIG).is_file()
+    if whole or ((folder / "params").is_dir() and weight_files(folder) is None):
+        raise OSError(
+            f"{folder} is a training run's: `python -m train.export {folder} FOLDER` makes a Hugging Face folder of it"
+        )
+
+
+def from_hub(path: str | os.PathLike[str], patterns: Iterable[str]) -> Path:
+    """The snapshot of a repository on the Hugging Face hub.
+
+    Args:
+        path: "organisation/name", or "name".
+        patterns: of the files to fetch.
+
+    Raises:
+        OSError: it is no such name, there is no such repository, or the hub cannot be reached and has not been before.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path)):
+        raise OSError(f"{path}: no such folder")
     import huggingface_hub
 
     try:
-        # Repositories often hold the same weights twice: the second format is fetched only where the first is
-        # missing.
-        for weights in (SAFETENSORS, TORCH):
-            patterns = [CONFIG, weights + INDEX]
-            patterns += [weights, SHARDS[weights]] if with_weights else []
-            folder = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
-            if weight_files(folder):
-                break
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OSError(
             f"{path}: no such folder here, and the Hugging Face hub did not give it: {first_line}"
         ) from error
-    return folder
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -219,6 +219,7 @@ def check_params(
     """
     wrong = [f"{'.'.join(path)} is missing" for path in shapes if path not in leaves]
     wrong += [f"{'.'.join(path)} is not a parameter of it" for path in leaves if path not in shapes]
+    narrow: dict[str, None] = {}
     axes = tables.flatten(logical_axes(model))
     for path, held in leaves.items():
         if path not in shapes:
@@ -236,8 +237,12 @@ def check_params(
             if not fits:
                 wrong.append(f"{'.'.join(path)} is {list(array.shape)}, not {list(dims)}")
             elif is_quantized(array):
-                wrong.append(f"{'.'.join(path)} is in int8: write the parameters that it was made of")
+                narrow.setdefault(".".join(path))
             elif isinstance(array, jax.Array) and not array.is_fully_addressable:
                 wrong.append(f"{'.'.join(path)} is spread over processes: gather it first")
+    if narrow:
+        wrong.append(
+            f"{len(narrow)} are in int8, such as {next(iter(narrow))}: write the parameters that they were made of"
+        )
     if wrong:
         raise ValueError(f"these are not parameters of {type(model).__name__} to write: {'; '.join(wrong)}")

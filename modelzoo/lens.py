@@ -27,7 +27,7 @@ def logit_lens(model: Model, params: Any, hidden_states: Sequence[jax.Array]) ->
     Raises:
         ValueError: the model has no LM head, or two stacks.
     """
-    if model.task not in LM_TASKS - {"seq2seq_lm"}:
+    if model.task not in LM_TASKS - {"double_heads", "seq2seq_lm"}:
         raise ValueError(
             f"{type(model).__name__} has no logit lens: pass a language model with one stack, such as GPTJForCausalLM"
         )

@@ -146,14 +146,16 @@ def trainable(model: Model) -> Any:
     return jax.tree_util.tree_map_with_path(trains, abstract_params(model))
 
 
-LM_TASKS = frozenset({"causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm"})
+LM_TASKS = frozenset({"causal_lm", "double_heads", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm"})
 """Tasks with an LM head."""
+CHOICE_TASKS = frozenset({"double_heads", "multiple_choice"})
+"""Tasks whose inputs are [B, C, T], C choices of each row."""
 
 
 def _in_head(model: Model, path: tables.Path) -> bool:
     """Whether a parameter is of a head that is no language model's; a pooler belongs to the head that reads it."""
     if model.task == "base" or model.task in LM_TASKS:
-        return False
+        return path[0] == "choice_head"
     return path[0] != tables.TRUNK or path[1] == "pooler"
 
 

@@ -13,12 +13,12 @@ import jax
 
 import modelzoo
 from modelzoo.layers.stack import REMAT_POLICIES
+from modelzoo.model import LM_TASKS
 from parallel.rules import PADDED_AXES
 
 LAYERS = "layers"
 REMATS = ("none", *REMAT_POLICIES)
 """What a backward pass may recompute, the least first to be tried by whoever has memory to spare."""
-_LM_TASKS = ("causal_lm", "masked_lm", "pretraining", "seq2seq_lm", "unshifted_lm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +155,8 @@ def anatomy_of(model: modelzoo.Model) -> Anatomy:
     )
     tables = [leaf for leaf in leaves if leaf.path[-1] == "embedding" and "vocab" in leaf.names]
     rest = [leaf for leaf in leaves if LAYERS not in leaf.path and leaf.path[-1] == "kernel"]
-    head = tuple(leaf for leaf in rest if "lm_head" in leaf.path or model.task not in _LM_TASKS)
-    scores_words = model.task in _LM_TASKS
+    head = tuple(leaf for leaf in rest if "lm_head" in leaf.path or model.task not in LM_TASKS)
+    scores_words = model.task in LM_TASKS
     return Anatomy(
         leaves=leaves,
         stacks=stacks,

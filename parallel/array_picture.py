@@ -9,7 +9,7 @@ Nothing is read from the array, so that an abstract one of any size will do (`pa
 from collections.abc import Sequence
 from typing import Any
 
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 COLORS = ("#08519c", "#4292c6", "#9ecae1", "#c7e9c0", "#a63603", "#f16913", "#fdae6b", "#d9d9d9")
 """Of up to eight devices; more of them take a scale."""
@@ -46,7 +46,7 @@ def draw_array(
         raise ValueError(f"names = {tuple(names)}: the array {shape} has {len(shape)} dimensions")
     if dims is not None and not (len(dims) == 2 and all(0 <= dim < len(shape) for dim in dims)):
         raise ValueError(f"dims = {dims}: two of the {len(shape)} dimensions of the array {shape}, from 0")
-    rows, columns = dims or _drawn(shape, sharding.spec)
+    rows, columns = dims or _drawn(shape, sharding)
     parts = _parts(shape, sharding, rows, columns)
     mesh: Any = sharding.mesh
     devices = {device: i for i, device in enumerate(mesh.devices.flat)}
@@ -70,11 +70,11 @@ def draw_array(
     axes.tick_params(length=0, labelsize=8)
 
 
-def _drawn(shape: tuple[int, ...], spec: PartitionSpec) -> tuple[int | None, int]:
+def _drawn(shape: tuple[int, ...], sharding: NamedSharding) -> tuple[int | None, int]:
     """The dimensions to draw: of those that are cut the last two, filled up from the end; rows None of a vector."""
     if len(shape) == 1:
         return None, 0
-    cut = [dim for dim, entry in enumerate(spec) if entry][-2:]
+    cut = [dim for dim in range(len(shape)) if _axes_of(dim, sharding)][-2:]
     whole = [dim for dim in reversed(range(len(shape))) if dim not in cut]
     first, second = sorted([*cut, *whole][:2])
     return first, second
@@ -98,13 +98,18 @@ def _size(shape: tuple[int, ...], dim: int | None) -> int:
     return 1 if dim is None else shape[dim]
 
 
+def _axes_of(dim: int, sharding: NamedSharding) -> list[str]:
+    """The mesh axes of more than one device that a dimension is cut over."""
+    entry = sharding.spec[dim] if dim < len(sharding.spec) else None
+    over = (entry,) if isinstance(entry, str) else entry or ()
+    return [axis for axis in over if sharding.mesh.shape[axis] > 1]
+
+
 def _label(dim: int | None, sharding: NamedSharding, names: Sequence[str | None] | None) -> str:
     """Such as "embed over fsdp"."""
     if dim is None:
         return ""
-    entry = sharding.spec[dim] if dim < len(sharding.spec) else None
-    over = (entry,) if isinstance(entry, str) else entry or ()
-    over = [axis for axis in over if sharding.mesh.shape[axis] > 1]
+    over = _axes_of(dim, sharding)
     name = (names[dim] if names else None) or ""
     return " ".join(filter(None, (name, f"over {' x '.join(over)}" if over else "")))
 

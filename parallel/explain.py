@@ -169,6 +169,7 @@ def _constraints(
     from jax.sharding import AbstractMesh, AxisType
 
     from modelzoo.axes import PARAMETER_AXES
+    from modelzoo.model import CHOICE_TASKS
     from parallel.mesh import MESH_AXES
 
     logical = [name for name, _ in rules.table if name not in PARAMETER_AXES]
@@ -178,7 +179,7 @@ def _constraints(
     inputs = {"input_ids": ids}
     if "decoder_input_ids" in modelzoo.input_names(model):
         inputs["decoder_input_ids"] = ids
-    if model.task == "multiple_choice":
+    if model.task in CHOICE_TASKS:
         inputs = {"input_ids": jax.ShapeDtypeStruct((rows, 2, length), jnp.int32)}
     table = [(name, name if name in logical else None) for name, _ in rules.table]
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(table):

@@ -93,19 +93,23 @@ def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     if len(free) > 1:
         raise ValueError(f"mesh axes {' and '.join(free)} are both -1: at most one axis may take the rest")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free:
-        if count % fixed:
-            raise ValueError(
-                f"mesh {_describe(sizes)} does not fit: {fixed} does not divide the {count} devices; the "
-                f"nearest mesh that works is {_nearest(sizes | {free[0]: 1}, count)}"
-            )
-        sizes[free[0]] = count // fixed
-    elif fixed != count:
-        hint = f"the nearest mesh that works is {_nearest(sizes, count)}, or pass devices= to use fewer"
-        if fixed > count:
-            hint += "; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N simulates N devices"
-        raise ValueError(f"mesh {_describe(sizes)} needs {fixed} devices, but there are {count}: {hint}")
-    return sizes
+    if not free and fixed == count:
+        return sizes
+    if free and count % fixed == 0:
+        return sizes | {free[0]: count // fixed}
+    lacks = f"needs {fixed} devices, but there {'is 1' if count == 1 else f'are {count}'}: "
+    if free and count > 1:
+        lacks = f"does not fit: {fixed} does not divide the {count} devices; "
+    hints = []
+    if count > 1:
+        hints = [f"the nearest mesh that works is {_nearest(sizes | dict.fromkeys(free, 1), count)}"]
+    if fixed > count:
+        hints += [
+            f"on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={fixed} simulates {fixed} devices"
+        ]
+    elif not free:
+        hints = [f"{hints[0]}, or pass devices= to use fewer"]
+    raise ValueError(f"mesh {_describe(sizes)} {lacks}{'; '.join(hints)}")
 
 
 def parse_mesh(text: str) -> dict[str, int]:

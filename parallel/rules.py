@@ -189,7 +189,9 @@ class Rules:
     def _nearest(self, name: str | None, dim: int) -> str:
         shards = self.num_shards(name)
         works = max(n for n in range(1, shards + 1) if dim % n == 0)
-        return f"the nearest that works is {works} of {shards}"
+        axes = self.mesh_axes(name)
+        said = f"{axes[0]}={works}" if len(axes) == 1 else f"{works} shards rather than {shards}"
+        return f"the nearest that works is {said}"
 
 
 def make_rules(

@@ -122,7 +122,7 @@ def finish(study: Study, values: dict[str, dict[int, float]], metric: str = "eva
             end(run, {metric: values[run.arm.name][run.seed]})
 
 
-def end(run: RunOf, last: dict[str, float], status: str = "done") -> None:
+def end(run: RunOf, last: dict[str, float], status: str = "done", began: float = 0.0) -> None:
     """Writes the files of a run that has ended."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -130,7 +130,7 @@ def end(run: RunOf, last: dict[str, float], status: str = "done") -> None:
         {"step": run.arm.num_steps, "time": 1.0, "loss": 2.0, **last},
     ]
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    state = {"status": status, "num_steps": run.arm.num_steps, "began": 0.0}
+    state = {"status": status, "num_steps": run.arm.num_steps, "began": began}
     state["error"] = "boom" if status == "failed" else ""
     (run.folder / "run.json").write_text(json.dumps(state))
     (run.folder / "goodput.json").write_text(json.dumps([{"seconds": {"steps": 5.0, "startup": 2.0}}]))

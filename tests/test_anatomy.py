@@ -1,24 +1,22 @@
 import pytest
 
 import modelzoo
+from modelzoo import registry
+from parallel import terminal
 from parallel.anatomy import anatomy_of
+from tests.zoo import TINY
 from train.metrics import flops_per_token
 
-CLASSES = {
-    "gpt-j-6b": "GPTJForCausalLM",
-    "bloom-176b": "BloomForCausalLM",
-    "roberta-large": "RobertaForMaskedLM",
-    "megatron-bert-345m": "MegatronBertForPreTraining",
-}
+LARGEST = [[p for p in family.presets if p not in TINY.values()][-1] for family in registry.FAMILIES.values()]
 
 
 def model_of(preset, name):
     return modelzoo.get_model_class(name)(modelzoo.get_config(preset))
 
 
-@pytest.mark.parametrize("preset", CLASSES)
+@pytest.mark.parametrize("preset", LARGEST)
 def test_parameters_and_flops_are_those_of_the_model(preset):
-    model = model_of(preset, CLASSES[preset])
+    model = terminal.model_of(preset)
     anatomy = anatomy_of(model)
     assert anatomy.num_params == modelzoo.num_params(model)
     # Training's figure also counts biases and norms as if they were multiplied.

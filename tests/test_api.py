@@ -85,7 +85,9 @@ def test_a_wrong_key_an_unknown_model_and_path(server, client):
     for path, method, status in (("/v2", "GET", 404), ("/v1/completions", "GET", 405)):
         found, body, _ = fetch(address + path, method=method)
         assert found == status
-        assert json.loads(body)["error"]["message"].startswith(f"{method} {path}: ")
+        message = json.loads(body)["error"]["message"]
+        assert message.startswith(f"{method} {path}: ")
+        assert message.endswith("; completions are at POST /v1/completions")
     assert fetch(f"{address}/health", key="")[:2] == (200, '{"status":"ok"}')
 
 

@@ -52,6 +52,17 @@ def test_the_dimensions_that_are_cut_are_drawn_and_named():
     assert found == {(0, 0, 3, 2): "0", (0, 2, 3, 2): "4"}
 
 
+def test_a_mesh_axis_of_one_device_cuts_nothing():
+    """The dimensions that are drawn are those that are cut, not those that might be on another mesh."""
+    mesh = parallel.make_mesh(stage=2, fsdp=4)
+    kernel = jax.ShapeDtypeStruct(
+        (4, 8, 2, 3), jnp.float32, sharding=NamedSharding(mesh, P("stage", "fsdp", ("tensor",), "context"))
+    )
+    found, axes = drawn(kernel, names=("layers", "embed", "heads", "head_dim"))
+    assert len(found) == 8
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("embed over fsdp", "layers over stage")
+
+
 def test_vectors_and_whole_arrays():
     mesh = parallel.make_mesh(data=2, fsdp=4)
     vector = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, P("data")))

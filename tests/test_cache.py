@@ -1,13 +1,16 @@
 """The key/value cache as a data structure: slots, what they hold, and which are real."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import modelzoo
+from modelzoo import registry
 from modelzoo.layers.cache import LayerCache, begin, init_cache
-from tests.zoo import quick_jit, random_params
+from tests.zoo import TINY, quick_jit, random_params
 
 
 def fresh(batch=2, slots=6):
@@ -75,21 +78,21 @@ def test_every_row_admits_and_begins_at_an_index_of_its_own():
 
 
 DECODERS = {
-    "GPTJForCausalLM": ("tiny-gptj", {}),
-    "BloomForCausalLM": ("tiny-bloom", {}),
-    "RobertaForCausalLM": ("tiny-roberta", dict(is_decoder=True)),
-    "MegatronBertForCausalLM": (
-        "tiny-megatron-bert",
-        dict(is_decoder=True, position_embedding_type="relative_key_query"),
-    ),
+    cls.__name__: TINY[model_type]
+    for model_type, family in registry.FAMILIES.items()
+    for cls in family.classes
+    if cls.task == "causal_lm"
 }
+RELATIVE = dict(position_embedding_type="relative_key_query")
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_rows_at_slots_of_their_own_compute_what_each_does_alone(name):
     """Two rows read 5 and 2 tokens padded to 5, then two more each, at their own places."""
-    preset, fields = DECODERS[name]
-    model = getattr(modelzoo, name)(modelzoo.get_config(preset, **fields))
+    config = modelzoo.get_config(DECODERS[name])
+    if hasattr(config, "is_decoder"):
+        config = dataclasses.replace(config, is_decoder=True, **RELATIVE if "Megatron" in name else {})
+    model = getattr(modelzoo, name)(config)
     params = random_params(model, scale=0.1)
     ids = np.random.default_rng(1).integers(3, model.config.vocab_size, (2, 7)).astype(np.int32)
     lengths = np.array([5, 2], np.int32)

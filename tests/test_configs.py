@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tomllib
 from pathlib import Path
 
 import jax
@@ -221,3 +222,15 @@ def test_the_quickstart_fits_its_promise():
     assert 1e6 < modelzoo.num_params(built.model) < 10e6
     assert built.data == {"path": "stdlib"}
     assert built.run.workdir == "runs/quickstart"
+
+
+def test_an_installed_flaxtron_brings_its_gin_files():
+    """They lie beside its packages, where CONFIGS is; setuptools takes folders whose names are identifiers alone."""
+    tools = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    assert "configs*" in tools["packages"]["find"]["include"]
+    assert "*.gin" in tools["package-data"]["*"]
+    folders = [folder for folder in CONFIGS.rglob("*") if folder.is_dir() and any(folder.glob("*.gin"))]
+    assert folders
+    assert all(folder.name.isidentifier() for folder in folders)

@@ -60,13 +60,16 @@ def test_several_inputs_are_counted_each(here, capsys):
     ("args", "message"),
     [
         ("text --output new", r"give one of --tokenizer PATH and --train-tokenizer N"),
-        ("text --output new --tokenizer no", r"--tokenizer = 'no': no tokenizer\.json there"),
+        (
+            "text --output new --tokenizer no",
+            r"--tokenizer = 'no': .*no such folder here, and the .* hub did not",
+        ),
         ("no --output new --tokenizer tokenizer.json", r"INPUT = 'no': no such file or folder"),
         (
             "lines.jsonl --output new --tokenizer tokenizer.json",
             r'lines\.jsonl:1: each line .* "text" string',
         ),
-        ("text --output new --train-tokenizer 9", r"at least 257"),
+        ("text --output new --train-tokenizer 9", r"--train-tokenizer = 9: .* at least 257"),
         (
             "text --output new --train-tokenizer 300 --model-vocab-size 290",
             r"--train-tokenizer = 300 is larger",
@@ -99,3 +102,11 @@ def test_every_slip_is_one_line(here, capsys, args, message):
     assert stopped.value.code == 2
     assert len(error) == 1
     assert re.search(message, error[0])
+
+
+def test_a_size_that_was_too_small_can_be_mended(here, capsys):
+    with pytest.raises(SystemExit):
+        entry.main(["text", "--output", "new", "--train-tokenizer", "9"])
+    assert not (here / "new").exists()
+    entry.main(["text", "--output", "new", "--train-tokenizer", "290"])
+    assert "done" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 
 from train.data import tokenizer as tok
@@ -49,11 +50,38 @@ def test_a_file_that_asks_for_truncation_cuts_nothing(tmp_path):
     assert len(tok.load_tokenizer(tmp_path).encode(TEXTS[0]).ids) > 4
 
 
+def test_a_hub_id_is_fetched_without_weights(tmp_path, monkeypatch):
+    trained = tok.train_tokenizer(TEXTS, 300)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    asked = []
+
+    def snapshot_download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", "someone/some-model"):
+        assert tok.load_tokenizer(name).to_str() == trained.to_str()
+    assert [repository for repository, _ in asked] == ["gpt2", "someone/some-model"]
+    assert "vocab.json" in asked[0][1]
+    assert not any("model" in pattern for pattern in asked[0][1])
+
+    asked.clear()
+    (tmp_path / "prepared").mkdir()
+    for mistyped in ("prepared/cod", "tokeniser.json", str(tmp_path / "no-such-folder")):
+        with pytest.raises(OSError, match=r"data\.tokenizer = "):
+            tok.load_tokenizer(mistyped)
+    assert not asked
+
+
 def test_bad_tokenizers_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json there"):
         tok.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 1}))
     with pytest.raises(ValueError, match="not a tokenizer that can be read"):
         tok.load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(OSError, match=r"data\.tokenizer = 'no/such-model': .* hub did not give it"):
+        tok.load_tokenizer("no/such-model")
     with pytest.raises(ValueError, match="at least 257"):
         tok.train_tokenizer(TEXTS, 256)

@@ -1,6 +1,6 @@
 """The decode loop, with a fake model whose every token is known in advance and with a tiny GPT-J."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +205,8 @@ def test_models_and_meshes_that_do_not_fit_are_refused():
     mesh, other = (parallel.make_mesh(data=n, devices=jax.devices()[:n]) for n in (1, 2))
     with pytest.raises(ValueError, match="two meshes"):
         inference.generate(FakeLM(), {}, [[1]], mesh=mesh, rules=parallel.make_rules(other))
+    with pytest.raises(ValueError, match=r"^config is a dict: pass inference.GenerationConfig"):
+        inference.generate(FakeLM(), {}, [[1]], config=cast(Any, {"max_new_tokens": 2}))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import pytest
 
@@ -62,6 +63,7 @@ def test_files_and_all_of_them(folder, tmp_path, capsys):
         (["--text-file", "bad.jsonl"], 'bad.jsonl:2: not an object with a "text"'),
         (["--text-file", "a.txt", "--window", "99"], "window = 99: it is 2 to 32 tokens"),
         (["--text-file", "a.txt", "--batch-size", "0"], "batch_size = 0"),
+        (["--text-file", "a.txt", "--output", "no/out.json"], "--output no/out.json: there is no folder no"),
         (["--task", "piqa"], "--task needs lm-evaluation-harness: pip install 'flaxtron[eval]'"),
     ],
 )
@@ -76,3 +78,35 @@ def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments,
         evaluate.main(["--checkpoint", str(folder), *arguments])
     assert exit_.value.code == 2
     assert error in capsys.readouterr().err
+
+
+def test_tasks_that_are_not_there_are_named_before_a_checkpoint_is_read(tmp_path, monkeypatch, capsys):
+    harness, tasks = types.ModuleType("lm_eval"), types.ModuleType("lm_eval.tasks")
+
+    class Manager:
+        def __init__(self, include_path):
+            self.known = ["piqa"] if include_path is None else ["piqa", "mine"]
+
+        def match_tasks(self, names):
+            return [name for name in names if name in self.known]
+
+    tasks.__dict__["TaskManager"] = Manager
+    monkeypatch.setitem(sys.modules, "lm_eval", harness)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    monkeypatch.setattr("inference.loading.open_checkpoint", lambda *_: pytest.fail("was read"))
+    mine = ["--include-path", str(tmp_path)]
+    for arguments, error in (
+        (["--task", "pika"], "--task pika: there is none in lm-evaluation-harness: --include-path names"),
+        (
+            ["--task", "mine2", *mine],
+            f"--task mine2: there is none in lm-evaluation-harness, nor in {tmp_path}",
+        ),
+        (
+            ["--task", "mine", "--include-path", "no/where"],
+            "--include-path no/where: there is no such folder",
+        ),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            evaluate.main(["--checkpoint", "nowhere", *arguments])
+        assert exit_.value.code == 2
+        assert error in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_what_a_run_computes_may_not_change_unasked(tmp_path):
 def test_another_model_is_never_gone_on_with(tmp_path):
     folder = save(tmp_path, experiment().text)
     with pytest.raises(
-        ValueError, match=r"of other model: GPTJ\.n_layer was 28, is 3; choose another train\.workdir$"
+        ValueError, match=r"of another model: GPTJ\.n_layer was 28, is 3; choose another train\.workdir$"
     ):
         experiment(GPTJ__n_layer="3", train__allow_changes="True").check_resume(folder)
 

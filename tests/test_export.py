@@ -94,7 +94,7 @@ def test_other_adapters_are_another_model(here, capsys):
         )
         assert code == 2
         assert change.partition("=")[0] in text
-        assert "is of other model" in text
+        assert "is of another model" in text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """train/gin_names.py: parameters and their descriptions, and which values fit which types."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -28,6 +29,20 @@ def test_help_names_type_default_and_meaning():
         "example.name (str | None; default None): two more.",
         "example.wide (bool; default False): two more.",
     ]
+
+
+def test_a_default_that_is_made_is_shown_as_it_is():
+    @dataclasses.dataclass
+    class Made:
+        """Two.
+
+        Attributes:
+            names: some.
+        """
+
+        names: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    assert gin_names.describe("made", Name(Made)) == ["made.names (dict[str, str]; default {}): some."]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +92,7 @@ def test_results_of_calls():
 def test_types_are_shown_as_a_person_reads_them():
     assert gin_names.show_type(int | None) == "int | None"
     assert gin_names.show_type(Literal["a", "b"]) == "'a' or 'b'"
+    assert gin_names.show_type(Literal["a", "b"] | None) == "'a' or 'b' or None"
     assert gin_names.show_type(Callable[[int], float]) == "Callable[[int], float]"
 
 

@@ -1,6 +1,7 @@
 """Every command line answers `--help` before JAX is there, which takes seconds to import."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,15 @@ def test_help_answers_at_once():
     for name, (length, loaded) in found.items():
         assert length > 200, f"python -m {name} --help says nothing"
         assert not loaded, f"python -m {name} --help imports {loaded}"
+
+
+def test_gin_files_of_the_examples_are_there():
+    """Those that begin with a folder of configs/, and quickstart.gin; others are a user's own."""
+    folders = [folder.name for folder in (ROOT / "configs").iterdir() if folder.is_dir()]
+    for source in LIBRARY:
+        for file in re.findall(r"--gin_file=(?:configs/)?([\w./-]+\.gin)", source.text):
+            if file.split("/")[0] in [*folders, "quickstart.gin"]:
+                assert (ROOT / "configs" / file).is_file(), f"{source.path} names {file}, which is not there"
 
 
 @pytest.mark.parametrize("package", ["modelzoo", "parallel", "train", "inference"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import modelzoo
 from modelzoo import hf_files
 from tests import torch_files
 
@@ -71,9 +72,22 @@ def test_find_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is a file"):
         hf_files.find_folder(tmp_path / "file")
-    for path in ("/no/such/folder", "./no-such-folder", "../a", "a/b/c"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in ("/no/such/folder", "./no-such-folder", "../a", "a/b/c", "runs/mistyped"):
         with pytest.raises(OSError, match="no such folder"):
             hf_files.find_folder(path)
+
+
+def test_a_training_run_is_no_hugging_face_folder(tmp_path):
+    step = tmp_path / "run/checkpoints/10"
+    (step / "params").mkdir(parents=True)
+    for folder in (tmp_path / "run", step):
+        with pytest.raises(
+            OSError, match=rf"^{folder} is a training run's: `python -m train.export {folder} FOLDER`"
+        ):
+            modelzoo.from_hf(folder)
+    hf_files.check_is_no_run(tmp_path)
 
 
 def test_the_hub_is_asked_for_one_format_at_a_time(tmp_path, monkeypatch):
@@ -90,6 +104,7 @@ def test_the_hub_is_asked_for_one_format_at_a_time(tmp_path, monkeypatch):
     assert [repository for repository, _ in asked] == ["someone/some-model"] * 2
     assert "model-*-of-*.safetensors" in asked[0][1]
     assert not any(pattern.startswith("pytorch") for pattern in asked[0][1])
+    assert "tokenizer.json" in asked[0][1]  # fine-tuning from a hub id reads with its tokenizer
     asked.clear()
     write(tmp_path, "model.safetensors", a=ONE)
     hf_files.find_folder("someone/some-model")

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 import modelzoo
-from tests.zoo import quick_jit, random_params, tiny_gptj
+from modelzoo import registry
+from tests.zoo import TINY, quick_jit, random_params, tiny_gptj
 
 IDS = jnp.array([[5, 6, 7, 8, 9]])
 
 
-@pytest.mark.parametrize(
-    ("preset", "model_class"),
-    [
-        ("tiny-bloom", modelzoo.BloomForCausalLM),
-        ("tiny-roberta", modelzoo.RobertaForMaskedLM),
-        ("tiny-megatron-bert", modelzoo.MegatronBertForMaskedLM),
-    ],
-)
+SPEAKERS = [
+    pytest.param(TINY[model_type], cls, id=cls.__name__)
+    for model_type, family in registry.FAMILIES.items()
+    for cls in family.classes
+    if cls.task in ("causal_lm", "masked_lm", "unshifted_lm")
+]
+
+
+@pytest.mark.parametrize(("preset", "model_class"), SPEAKERS)
 def test_the_last_layer_says_what_the_model_says(preset, model_class):
     model = model_class(modelzoo.get_config(preset, vocab_size=61))
     params = random_params(model)
@@ -47,9 +49,13 @@ def test_a_layer_says_what_a_model_without_the_later_ones_says():
 
 
 @pytest.mark.parametrize(
-    "model_class", [modelzoo.GPTJForSequenceClassification, modelzoo.MvpForConditionalGeneration]
+    ("preset", "model_class"),
+    [
+        ("tiny-gptj", modelzoo.GPTJForSequenceClassification),
+        ("tiny-mvp", modelzoo.MvpForConditionalGeneration),
+        ("tiny-gpt2", modelzoo.GPT2DoubleHeadsModel),
+    ],
 )
-def test_a_model_without_one_is_named(model_class):
-    preset = "tiny-mvp" if "Mvp" in model_class.__name__ else "tiny-gptj"
+def test_a_model_without_one_is_named(preset, model_class):
     with pytest.raises(ValueError, match=f"{model_class.__name__} has no logit lens"):
         modelzoo.logit_lens(model_class(modelzoo.get_config(preset)), {}, ())

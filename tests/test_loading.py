@@ -10,7 +10,7 @@ import pytest
 import modelzoo
 import parallel
 from inference.dry_run import plan_load
-from inference.loading import open_checkpoint
+from inference.loading import open_checkpoint, rules_of_mesh
 from parallel.checkpoint import save_tree
 from tests import zoo
 from tests.test_cluster import results
@@ -104,7 +104,10 @@ def test_ends_come_from_generation_config_then_config(hf, tmp_path):
     ("changes", "error"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "unknown model class 'LlamaForCausalLM'"),
-        ({"architectures": ["GPTJForSequenceClassification"]}, "does not generate text"),
+        (
+            {"architectures": ["GPTJForSequenceClassification"]},
+            "does not continue prompts: a checkpoint of .* does; it is for .*classify",
+        ),
         ({"architectures": None}, "names no architecture"),
         ({"model_type": "llama"}, "unknown model_type 'llama'"),
         ({"n_head": 5}, "n_"),
@@ -122,6 +125,12 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path):
         open_checkpoint(tmp_path / "nowhere", jnp.float32)
     with pytest.raises(OSError, match=r"somebody/nothing: no such folder here, and the Hugging Face hub"):
         open_checkpoint("somebody/nothing", jnp.float32)
+    for step in (80, 120):
+        (tmp_path / f"run/checkpoints/{step}").mkdir(parents=True)
+    with pytest.raises(
+        OSError, match=r"no checkpoint at .*100': there is no such folder; there are 80, 120$"
+    ):
+        open_checkpoint(tmp_path / "run/checkpoints/100", jnp.float32)
     with pytest.raises(OSError, match="no checkpoint"):
         open_checkpoint(tmp_path, jnp.float32)
     for text, error in (("{", "is not JSON"), ("[]", "is not a JSON object")):
@@ -162,3 +171,21 @@ def test_two_processes_read_what_their_devices_hold(tmp_path):
             if shard.device in devices
         ]
         assert report["sums"] == sums
+
+
+def test_a_mesh_takes_the_first_devices_that_it_needs():
+    rules = rules_of_mesh("tensor=2")
+    assert rules is not None
+    assert rules.mesh.shape["tensor"] == 2
+    assert rules.mesh.devices.ravel().tolist() == jax.devices()[:2]
+    whole = rules_of_mesh("fsdp=2,tensor=-1")
+    assert whole is not None
+    assert whole.mesh.size == len(jax.devices())
+    assert rules_of_mesh("") is None
+    for text, message in (
+        ("tensor=16", "needs 16 devices"),
+        ("tensor=0", "at least 1"),
+        ("tensr=2", "unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rules_of_mesh(text)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.sweeps import job, starts, wait_for, write_home
 from train.sweeping import local
-from train.sweeping.running import Process
+from train.sweeping.running import Process, Watch
 from train.sweeping.study import is_locked
 
 
@@ -29,7 +29,7 @@ def test_a_failed_run_does_not_stop_the_rest(home):
     def tick():
         most.append(sum(is_locked(Path(one.folder)) for one in jobs if Path(one.folder).exists()))
 
-    local.run_here(jobs, 2, tick, lambda: 0, pytest.fail)
+    local.run_here(jobs, 2, Watch(tick, lambda: 0, pytest.fail))
 
     assert statuses(jobs) == ["done", "failed", "done", "done"]
     assert max(most) <= 2
@@ -39,7 +39,7 @@ def test_a_request_to_stop_reaches_what_runs_and_starts_nothing_more(home):
     jobs = [job(home, seed, PACE="0.05") for seed in range(3)]
     saved = Path(jobs[0].folder) / "saved"
 
-    local.run_here(jobs, 1, lambda: None, lambda: int(saved.exists()), pytest.fail)
+    local.run_here(jobs, 1, Watch(lambda: None, lambda: int(saved.exists()), pytest.fail))
 
     assert statuses(jobs[:1]) == ["stopped"]
     assert not Path(jobs[1].folder).exists()
@@ -50,7 +50,7 @@ def test_what_is_still_ending_is_waited_for(home):
     before = Process(one)
     wait_for(lambda: (Path(one.folder) / "saved").exists())
 
-    local.run_here([one], 1, before.ended, lambda: 0, told.append)
+    local.run_here([one], 1, Watch(before.ended, lambda: 0, told.append))
 
     assert told == ["arm seed 0 is still ending from an earlier start; it is waited for"]
     assert starts(one.folder) == [0, 10]

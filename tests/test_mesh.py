@@ -95,13 +95,24 @@ def test_a_subset_of_the_devices():
         (
             dict(data=4, tensor=4),
             "mesh data=4,tensor=4 needs 16 devices, but there are 8: the nearest mesh that works is "
-            "data=2,tensor=4, .*; on a CPU, XLA_FLAGS=",
+            "data=2,tensor=4; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=16 simulates 16 devices$",
         ),
         (
             dict(data=3, tensor=-1),
             "mesh data=3,tensor=-1 does not fit: 3 does not divide the 8 devices; .* is data=8$",
         ),
-        (dict(data=16, tensor=-1), "mesh data=16,tensor=-1 does not fit: 16 does not divide the 8 devices"),
+        (
+            dict(data=16, tensor=-1),
+            "mesh data=16,tensor=-1 does not fit: 16 does not divide the 8 devices; .*=16 simulates 16 devices$",
+        ),
+        (
+            dict(stage=2, tensor=-1, devices=jax.devices()[:1]),
+            "^mesh stage=2,tensor=-1 needs 2 devices, but there is 1: on a CPU, XLA_FLAGS=.*=2 simulates 2 devices$",
+        ),
+        (
+            dict(tensor=2, devices=jax.devices()[:1]),
+            "^mesh tensor=2 needs 2 devices, but there is 1: on a CPU, XLA_FLAGS=.*=2 simulates 2 devices$",
+        ),
         (dict(data=-1, tensor=-1), "mesh axes data and tensor are both -1: at most one"),
         (dict(fsdp=0), "mesh axis fsdp=0: a size is at least 1, or -1"),
         (dict(fsdp=-2), "mesh axis fsdp=-2: a size is at least 1, or -1"),

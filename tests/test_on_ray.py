@@ -11,6 +11,7 @@ import pytest
 
 from tests.sweeps import PYTHON, job, starts, steps_of, wait_for, write_home
 from train.sweeping import on_ray
+from train.sweeping.running import Watch
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"ray is not installed: pip install 'flaxtron\[sweep\]'"):
-        on_ray.run_on_ray([], None, None, {}, lambda: None, lambda: 0, print)
+        on_ray.run_on_ray([], None, None, {}, Watch(lambda: None, lambda: 0, print))
 
 
 def test_what_no_node_can_hold_is_an_error():

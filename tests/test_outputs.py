@@ -26,6 +26,7 @@ ALL = [
     (outputs.TokenClassifierOutput, ["logits", *STATES]),
     (outputs.QuestionAnsweringOutput, ["start_logits", "end_logits", *STATES]),
     (outputs.MultipleChoiceOutput, ["logits", *STATES]),
+    (outputs.DoubleHeadsOutput, ["logits", "mc_logits", "cache", *STATES]),
     (outputs.NextSentencePredictorOutput, ["logits", *STATES]),
     (outputs.PreTrainingOutput, ["prediction_logits", "seq_relationship_logits", *STATES]),
     (outputs.Seq2SeqModelOutput, [*SEQ2SEQ, "last_hidden_state"]),

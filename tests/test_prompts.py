@@ -23,6 +23,7 @@ def prepare(ids, mask=None, max_positions: int | None = WINDOW, **fields: Any):
         ([[]], None, {}, "empty prompt"),
         ([[1, 2]], [[0, 0]], {}, "prompt 0 is empty"),
         ([1, 2, 3], None, {}, r"shape \(3,\)"),
+        ("the end", None, {}, r"input_ids is text: it is token ids"),
         ([[1, 2], [3]], None, {}, "rows of different lengths"),
         ([[1.0, 2.0]], None, {}, "dtype float64"),
         ([[1, 50]], None, {}, r"input_ids\[0, 1\] = 50: .* ids 0 to 49"),

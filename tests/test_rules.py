@@ -67,11 +67,12 @@ def test_one_mesh_axis_twice(rules):
 
 def test_a_dimension_that_the_mesh_does_not_divide(rules):
     with pytest.raises(
-        ValueError, match="axis 'heads' has size 5, which mesh tensor=2 does not divide: .* 1 of 2"
+        ValueError, match="axis 'heads' has size 5, which mesh tensor=2 does not divide: .* is tensor=1"
     ):
         rules.spec(("embed", "heads"), (4, 5))
     with pytest.raises(
-        ValueError, match="axis 'act_batch' has size 6, which mesh data=2 x fsdp=2 .*: .* 3 of 4"
+        ValueError,
+        match="axis 'act_batch' has size 6, which mesh data=2 x fsdp=2 .*: .* 3 shards rather than 4",
     ):
         rules.spec(("act_batch",), (6,))
     assert rules.spec(("embed", "heads"), (4, 6)) == P("fsdp", "tensor")

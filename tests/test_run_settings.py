@@ -1,7 +1,11 @@
 """What a run's settings may be."""
 
+import typing
+
 import pytest
 
+from parallel.anatomy import REMATS
+from parallel.schedule import SCHEDULES
 from train.run_settings import FREE, Run
 
 NEEDED = dict(
@@ -32,3 +36,10 @@ def test_what_is_watched_may_change():
     names = {"train.keep_best", "train.profile_steps", "train.module_norms", "train.wandb"}
     assert names <= set(FREE)
     assert Run(**NEEDED, profile_steps=(2, 2)).stop_on_nonfinite
+
+
+def test_the_choices_are_those_that_there_are():
+    """Written out in Run, since they are read where JAX is not loaded."""
+    hints = typing.get_type_hints(Run)
+    assert set(typing.get_args(hints["remat"])) == set(REMATS)
+    assert set(typing.get_args(hints["schedule"])) == set(SCHEDULES)

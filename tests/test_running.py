@@ -11,7 +11,7 @@ import pytest
 
 from tests.sweeps import PYTHON, job, starts, steps_of, wait_for, write_home
 from train.sweeping.running import Process, last_error, run_to_end
-from train.sweeping.study import is_locked, lock
+from train.sweeping.study import Arm, RunOf, is_locked, lock
 
 
 @pytest.fixture
@@ -84,6 +84,35 @@ def test_a_run_ended_at_once_by_someone_else_has_failed(home):
     os.kill(process._process.pid, signal.SIGKILL)
     assert wait(process) == "failed"
     assert state(one)["error"] == "ended by SIGKILL (out of memory?)"
+
+
+def test_a_run_is_running_until_its_end_is_noted(home):
+    """A study that looks in between must not take it for one that was cut off."""
+    one = job(home)
+    process = Process(one)
+    process._process.wait()
+    arm = Arm("arm", "arm", {}, {}, 1, 10, (1, None, 1))
+    run = RunOf(arm, 0, Path(one.folder))
+    assert run.look().status == "running"
+    assert process.ended() == "done"
+    assert run.look().status == "done"
+    assert not is_locked(Path(one.folder))
+
+
+def test_a_start_that_breaks_off_leaves_its_folder_to_the_next(home):
+    """As a worker of Ray does, whose process goes on to other tasks."""
+    one, begun = job(home, PACE="0.05"), []
+
+    def break_off(process):
+        begun.append(process)
+        wait_for(lambda: (Path(one.folder) / "saved").exists())
+        process.ended = lambda: 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        run_to_end(one, on_start=break_off)
+    begun[0]._process.wait()
+    assert not is_locked(Path(one.folder))
+    assert run_to_end(one) == "done"
 
 
 def test_a_folder_is_one_runs_alone(home):

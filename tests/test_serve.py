@@ -148,7 +148,7 @@ def prompt_tokens(address):
         (["--request-seconds", "0"], "--request-seconds 0.0: it is above 0"),
         (["--api-key", ""], "the API key is empty"),
         (["--max-length", "65"], "max_length = 65: it is from 2 to the model's 64 positions"),
-        (["--mesh", "tensor=3"], "needs 3 devices"),
+        (["--mesh", "tensor=16"], "needs 16 devices"),
         (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1:8000"),
     ],
 )

@@ -66,7 +66,7 @@ def test_slips_are_named(pretrained, rules, tmp_path):
     with pytest.raises(OSError, match=r"train.init_from = '.*nothing'"):
         open_start(tmp_path / "nothing")
     start = open_start(pretrained[1])
-    with pytest.raises(ValueError, match="model_type 'roberta', where 'gptj' is wanted"):
+    with pytest.raises(ValueError, match="model_type 'roberta', where the model class is one of 'gptj'"):
         start.config("gptj")
     wider = modelzoo.RobertaForSequenceClassification(
         modelzoo.get_config("tiny-roberta", **SMALL | {"vocab_size": 30})

@@ -262,7 +262,7 @@ def test_evaluation_sums_over_batches(whole, axes):
         ({"microbatches": 0}, "microbatches=0"),
         (
             {"mesh": {"stage": 4}},
-            "'layers' has size 2, which mesh stage=4 does not divide: the nearest that works is 2",
+            "'layers' has size 2, which mesh stage=4 does not divide: the nearest that works is stage=2",
         ),
         ({"virtual_stages": 0}, "virtual_stages=0"),
         ({"mesh": {"tensor": 8}}, "heads"),

@@ -165,6 +165,14 @@ def test_every_slip_is_one_line_before_any_run(home, capsys, args, message, monk
     assert folders(home) == []
 
 
+@pytest.mark.parametrize(("launcher", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_launcher_that_is_not_installed(home, capsys, monkeypatch, launcher, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    study("--vary=GPTJ.n_layer=1", f"--launcher={launcher}", code=2)
+    assert f"--launcher {launcher}: the package {package} is not installed" in capsys.readouterr().err
+    assert not (home / "study").exists()
+
+
 def test_a_report_needs_a_study(home, capsys):
     for args, message in (
         (["--report", "--workdir=x"], "no study there"),

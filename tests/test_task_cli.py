@@ -67,6 +67,20 @@ BAD = [
     (["answer", "--file", "a.txt"], "answer reads .jsonl files, whose lines have question and context"),
     (["choose", "--text", "a", "--choice", "b"], "--text needs two or more of --choice TEXT"),
     (["classify", "--text", "a"], "RobertaForMaskedLM does not do sequence classification"),
+    (["classify", "--text", "a"], "it is for `python -m inference fill-mask`"),
+    (
+        ["fill-mask", "--file", "other.jsonl"],
+        "other.jsonl:1: not an object with text: it has sentence, stars",
+    ),
+    (
+        ["fill-mask", "--file", "a.csv"],
+        'a.csv: tables are not read here: write a .jsonl file of lines such as {"text"',
+    ),
+    (
+        ["fill-mask", "--file", "a.txt", "--output", "no/out.jsonl"],
+        "--output no/out.jsonl: there is no folder no",
+    ),
+    (["fill-mask", "--file", "a.txt", "--output", "."], "--output .: it is a folder"),
 ]
 
 
@@ -74,6 +88,8 @@ BAD = [
 def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments, error):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("the end\n")
+    (tmp_path / "a.csv").write_text("sentence,stars\ngood,1\n")
+    (tmp_path / "other.jsonl").write_text('{"sentence": "good", "stars": 1}\n')
     (tmp_path / "bad.jsonl").write_text('{"text": "a <mask>"}\n[1]\n')
     with pytest.raises(SystemExit) as exit_:
         entry.main([*arguments, "--checkpoint", str(folder)])

@@ -61,6 +61,7 @@ def test_a_mesh_takes_the_devices_that_it_needs():
         ("tiny-roberta", "RobertaForMaskedLM"),
         ("tiny-megatron-bert", "MegatronBertForPreTraining"),
         ("tiny-mvp", "MvpForConditionalGeneration"),
+        ("tiny-gpt2", "GPT2LMHeadModel"),
     ],
 )
 def test_a_preset_is_the_class_that_it_is_pretrained_as(preset, name):

@@ -38,6 +38,10 @@ def make(tmp_path_factory):
                 config = modelzoo.MegatronBertConfig(
                     vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32, **BERT, **fields
                 )
+            elif name.startswith("GPT2"):
+                tokenizer, purposes = byte_level(), {}
+                sizes = dict(vocab_size=tokenizer.get_vocab_size(), n_positions=32, pad_token_id=0)
+                config = modelzoo.get_config("tiny-gpt2", **sizes, n_layer=1, **fields)
             else:
                 tokenizer, purposes = byte_level(), {}
                 config = zoo.tiny_gptj(vocab_size=tokenizer.get_vocab_size(), n_layer=1, **fields)
@@ -102,6 +106,19 @@ def test_choices_are_ranked(make):
     assert {one["choice"] for one in found} == set(TEXTS)
     assert sum(one["score"] for one in found) == pytest.approx(1.0)
     assert task("the fox", choices=TEXTS) == found
+
+
+def test_choices_are_ranked_by_two_heads(make):
+    """A choice's score is that of its last token, whatever padding follows."""
+    task = inference.open_task("choose", make("GPT2DoubleHeadsModel"))
+    found = {one["choice"]: one["score"] for one in task("the fox", choices=TEXTS)}
+    scores = []
+    for text in TEXTS:
+        ids = np.array([task.encode("the fox", text).ids])
+        out = task.model.apply({"params": task.loaded.params}, input_ids=ids)
+        scores.append(float(out.mc_logits[0]))
+    want = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose([found[text] for text in TEXTS], want, atol=1e-5)
 
 
 REFUSED = [

@@ -189,8 +189,8 @@ def error_of(capsys, *params, files=("tiny.gin",)):
         (["train.num_steps=0"], r'num_steps = 0 .*--gin_param="train\.num_steps=0"'),
         (["train.log_every=0"], r"train\.log_every = 0: it is at least 1 .*--gin_param"),
         (["train.seed=4294967296"], r"train\.seed = 4294967296: it is below"),
-        (["train.remat='some'"], r"unknown remat policy 'some'"),
-        (["train.schedule='some'"], r"schedule 'some' is unknown"),
+        (["train.remat='some'"], r"train\.remat = 'some' .*it takes 'none' or 'dots' or 'full'"),
+        (["train.schedule='some'"], r"train\.schedule = 'some' .*it takes '1f1b' or 'gpipe'"),
         (["train.preset='gpt-k'"], r"unknown preset 'gpt-k'"),
         (["train.model_class='GPTKForCausalLM'"], r"unknown model class 'GPTKForCausalLM'"),
         (
@@ -230,6 +230,13 @@ def test_every_slip_is_one_line(here, capsys, params, message):
     assert re.search(message, error_of(capsys, *params))
 
 
+def test_a_reporter_that_is_not_installed_is_missed_before_anything_is_made(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = error_of(capsys, "train.wandb='project'", "train.workdir='unmade'")
+    assert "train.wandb = 'project': the package wandb is not installed" in message
+    assert not (here / "unmade").exists()
+
+
 def test_a_config_that_is_not_there(here, capsys):
     assert "nothing.gin: no such gin file" in error_of(capsys, files=["nothing.gin"])
     assert "nothing to train: give --gin_file" in error_of(capsys, files=[])
@@ -240,9 +247,9 @@ def test_a_config_that_is_not_there(here, capsys):
     [
         (
             ["GPTJ.n_layer=2", "GPTJ.n_embd=32"],
-            "of other model: GPTJ.n_embd was 64, is 32; GPTJ.n_layer was 1, is 2;",
+            "of another model: GPTJ.n_embd was 64, is 32; GPTJ.n_layer was 1, is 2;",
         ),
-        (["GPTJ.n_layer=2", "train.allow_changes=True"], "of other model: GPTJ.n_layer was 1, is 2;"),
+        (["GPTJ.n_layer=2", "train.allow_changes=True"], "of another model: GPTJ.n_layer was 1, is 2;"),
         (
             ["adamw.b1=0.8", "train.seed=3"],
             "of other settings: train.seed was 0, is 3; adamw.b1 was 0.9, is 0.8;",

@@ -1,22 +1,23 @@
 """Tokenizers of fine-tuning runs: opened, or trained in the style of the model's family."""
 
+import dataclasses
 import json
 
 import pytest
 
 import modelzoo
 from tests import labelled, small_tokenizers
+from tests.zoo import TINY
 from train.tasks.words import keep_words, open_words, train_words
 
 TEXTS = [*small_tokenizers.SENTENCES] * 3
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny-roberta", "tiny-mvp", "tiny-megatron-bert", "tiny-bloom", "tiny-gptj"]
-)
+@pytest.mark.parametrize("name", TINY.values())
 def test_special_tokens_have_the_ids_of_the_config(tmp_path, name):
-    ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1) if name == "tiny-gptj" else {}
-    config = modelzoo.get_config(name, vocab_size=300, **ends)
+    config = modelzoo.get_config(name, vocab_size=300)
+    if config.pad_token_id == config.eos_token_id:
+        config = dataclasses.replace(config, pad_token_id=config.eos_token_id + 1)
     words = open_words(keep_words(tmp_path, config, TEXTS), config)
     ids = words.tokenizer.encode("the quick fox").ids
     assert max(ids) < 300
@@ -31,7 +32,8 @@ def test_special_tokens_have_the_ids_of_the_config(tmp_path, name):
     else:
         token = words.tokenizer.id_to_token
         assert min(ids) > 3  # nothing stands around a causal model's text
-        assert token(config.eos_token_id) == ("</s>" if name == "tiny-bloom" else "<|endoftext|>")
+        is_one = config.bos_token_id == config.eos_token_id
+        assert token(config.eos_token_id) == ("<|endoftext|>" if is_one else "</s>")
     assert words.special["unk_token"] != words.special["mask_token"]
 
 

@@ -14,8 +14,9 @@ import pytest
 import modelzoo
 import parallel
 from modelzoo import registry
+from modelzoo.model import CHOICE_TASKS
 from tests.stored import CLASSES, stored, together
-from tests.zoo import COUNTS, assert_close, quick_jit, random_params
+from tests.zoo import COUNTS, TINY, assert_close, quick_jit, random_params
 
 RATE = 0.3
 ROWS = 64
@@ -25,9 +26,7 @@ PRESETS = [(preset, family) for family in registry.FAMILIES.values() for preset 
 
 def tiny(name: str) -> Any:
     """A class under its family's tiny preset."""
-    presets = CLASSES[name].presets
-    config = presets[next(preset for preset in presets if preset.startswith("tiny-"))]
-    return registry.get_model_class(name)(config)
+    return registry.get_model_class(name)(modelzoo.get_config(TINY[CLASSES[name].model_type]))
 
 
 @functools.partial(quick_jit, static_argnums=(0, 3))
@@ -58,7 +57,7 @@ def test_counts_that_are_published():
 def test_initial_parameters(name, rng):
     """Norms are the identity, biases zero, everything else normal with the config's spread."""
     model = tiny(name)
-    ids = jnp.zeros((1, 1, 1) if model.task == "multiple_choice" else (1, 1), jnp.int32)
+    ids = jnp.zeros((1, 1, 1) if model.task in CHOICE_TASKS else (1, 1), jnp.int32)
     params = nn.meta.unbox(quick_jit(model.init)(rng, input_ids=ids)["params"])
     kinds = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -91,7 +91,7 @@ def train(experiment: Experiment) -> None:
     from train.goodput import describe as describe_shares
     from train.halting import Halting
     from train.integrity import newest_sound
-    from train.metrics import RunLog, flops_per_token
+    from train.metrics import RunLog, flops_per_token, import_wandb
     from train.profiling import Profile
     from train.run_page import write_page
     from train.saving import Saver
@@ -102,6 +102,8 @@ def train(experiment: Experiment) -> None:
     run, workdir = experiment.run, Path(experiment.run.workdir)
     rules, model, optimizer = experiment.make_rules(), experiment.model, experiment.optimizer
     train_step = experiment.make_step(rules)
+    if run.wandb is not None:
+        import_wandb(run.wandb)
     experiment.check_workdir()
     folder = workdir / checkpoint.CHECKPOINTS
     start = newest_sound(folder)

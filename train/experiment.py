@@ -260,9 +260,9 @@ class Experiment:
         blocking = model or ([] if self.run.allow_changes else changed)
         if blocking:
             listed = "; ".join(f"{key} was {saved.get(key)}, is {self.flat.get(key)}" for key in blocking)
-            kind = "model" if model else "settings"
+            kind = "another model" if model else "other settings"
             mend = "" if model else ', or go on with them by --gin_param="train.allow_changes=True"'
-            raise ValueError(f"{checkpoint} is of other {kind}: {listed}; choose another train.workdir{mend}")
+            raise ValueError(f"{checkpoint} is of {kind}: {listed}; choose another train.workdir{mend}")
 
     @functools.cached_property
     def start(self) -> "Start | None":

@@ -31,8 +31,11 @@ class Name:
     def defaults(self) -> dict[str, Any]:
         """Parameters that gin may set, with their defaults; `inspect.Parameter.empty` where there is none."""
         named = {p.name: p for p in inspect.signature(self.target).parameters.values()}
+        made = {f.name: f.default_factory for f in _fields(self.target)}
         found = {
-            n: p.default for n, p in named.items() if p.kind is not p.VAR_KEYWORD and n not in self.hidden
+            n: made[n]() if n in made else p.default
+            for n, p in named.items()
+            if p.kind is not p.VAR_KEYWORD and n not in self.hidden
         }
         return found | {n: None for n in self.hints if n not in found}
 
@@ -113,8 +116,16 @@ def show_type(hint: Any) -> str:
         return hint
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
+    if any(typing.get_origin(member) is typing.Literal for member in _members(hint)):
+        return " or ".join(show_type(member).replace("NoneType", "None") for member in _members(hint))
     text = inspect.formatannotation(hint)
     return text.replace("typing.", "").replace("collections.abc.", "").replace("optax._src.base.", "optax.")
+
+
+def _fields(target: Any) -> list[Any]:
+    """The fields of a dataclass whose defaults are made, such as an empty dict."""
+    found = dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
+    return [field for field in found if field.default_factory is not dataclasses.MISSING]
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -64,10 +64,10 @@ class Run:
         dtype: what the step computes in; parameters and optimizer state stay float32.
         loss_scale: what float16 multiplies the loss by at first; halved where gradients overflow.
         loss_scale_growth: good steps in a row after which the scale doubles.
-        quantize: 'int8' or 'fp8': what products with kernels are computed in; needs the package qwix.
-        remat: what the backward pass recomputes to save memory.
+        quantize: what products with kernels are computed in; needs the package qwix.
+        remat: what the backward pass recomputes to save memory: nothing, all but the products with kernels, or all.
         microbatches: of the pipeline; None is a number that fills the stages.
-        schedule: of the pipeline: '1f1b', 'gpipe' or 'interleaved'.
+        schedule: of the pipeline.
         virtual_stages: pieces of the model that a stage holds; None is 2 for the interleaved schedule, else 1.
         log_every: steps between two lines of metrics.
         eval_every: steps between two evaluations on held-out text; None is only at the end.
@@ -103,9 +103,9 @@ class Run:
     loss_scale: float = 65536.0
     loss_scale_growth: int = 2000
     quantize: Literal["int8", "fp8"] | None = None
-    remat: str = "none"
+    remat: Literal["none", "dots", "full"] = "none"
     microbatches: int | None = None
-    schedule: str = "1f1b"
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
     virtual_stages: int | None = None
     log_every: int = 10
     eval_every: int | None = None

@@ -43,7 +43,7 @@ class Start:
         found = self.content.get("model_type", "")
         if found != family:
             raise ValueError(
-                f"{self.folder}: a checkpoint of model_type {found!r}, where {family!r} is wanted"
+                f"{self.folder}: a checkpoint of model_type {found!r}, where the model class is one of {family!r}"
             )
         try:
             return modelzoo.get_family(family).config_class.from_hf(self.content)

@@ -28,9 +28,9 @@ examples:
   python -m train.sweep --gin_file=quickstart.gin --vary "GPTJ.rotary_dim=8,24,48" --seeds 3
   python -m train.sweep --gin_file=quickstart.gin --vary "GPTJ.n_layer=2,4" --vary "GPTJ.n_embd=256,192" \\
                         --paired --seeds 3 --dry_run
-  python -m train.sweep --gin_file=ablations/small-choices.gin --jobs 2
-  python -m train.sweep --gin_file=ablations/small-choices.gin --launcher ray --address auto --gpus_per_run 1
-  python -m train.sweep --report --workdir runs/sweeps/small-choices
+  python -m train.sweep --gin_file=studies/positions.gin --jobs 2
+  python -m train.sweep --gin_file=studies/positions.gin --launcher ray --address auto --gpus_per_run 1
+  python -m train.sweep --report --workdir runs/sweeps/positions
 
 exit code: 0 all runs are done, 1 some are not, 2 bad input (before any run), 130 or 143 stopped by a signal.
 
@@ -181,27 +181,27 @@ def launch(study: Any, todo: Sequence[Any], flags: Flags) -> int:
     """
     from train.sweeping.board import Board
     from train.sweeping.jobs import make_job
+    from train.sweeping.running import Watch
 
     jobs = [make_job(study, run) for run in todo]
     Path(jobs[0].stop).unlink(missing_ok=True)
     with Stopping(Path(jobs[0].stop)) as stopping, Board(study, todo) as board:
+        watch = Watch(board.tick, stopping.level, board.tell)
         if flags.launcher == "local":
             from train.sweeping.local import run_here
 
-            run_here(jobs, min(flags.jobs or 1, len(jobs)), board.tick, stopping.level, board.tell)
+            run_here(jobs, min(flags.jobs or 1, len(jobs)), watch)
         elif flags.launcher == "ray":
             from train.sweeping.on_ray import run_on_ray
 
             resources = {"num_cpus": flags.cpus_per_run, "num_gpus": flags.gpus_per_run}
-            run_on_ray(jobs, flags.jobs, flags.address, resources, board.tick, stopping.level, board.tell)
+            run_on_ray(jobs, flags.jobs, flags.address, resources, watch)
         else:
             from train.sweeping.on_slurm import run_on_slurm
 
             options = {"cpus_per_task": int(flags.cpus_per_run), "gpus_per_node": int(flags.gpus_per_run)}
             folder = study.folder.resolve() / "slurm"
-            run_on_slurm(
-                jobs, flags.jobs, folder, options, flags.slurm, board.tick, stopping.level, board.tell
-            )
+            run_on_slurm(jobs, flags.jobs, folder, options, flags.slurm, watch)
     Path(jobs[0].stop).unlink(missing_ok=True)
     return stopping.exit_code
 
@@ -270,6 +270,10 @@ def finish(study: Any) -> int:
 
 
 def _check(flags: Flags) -> None:
+    from train.sweeping.running import check_installed
+
+    if flags.launcher != "local":
+        check_installed(flags.launcher)
     if flags.jobs is not None and flags.jobs < 1:
         raise ValueError(f"--jobs {flags.jobs}: it is at least 1")
     for name in ("cpus_per_run", "gpus_per_run"):

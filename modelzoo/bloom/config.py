@@ -12,8 +12,8 @@ class BloomConfig(DecoderKnobs):
     """The defaults are transformers': a small model with BLOOM's vocabulary; for knobs see `modelzoo.knobs`.
 
     Attributes:
-        vocab_size: V.
-        hidden_size, n_layer, n_head: D, L, N.
+        vocab_size: V, tokens that the model knows.
+        hidden_size, n_layer, n_head: the width D, the number of layers L, the number of heads N.
         layer_norm_epsilon: added to the variance.
         initializer_range: standard deviation of every kernel and of the embedding at the start.
         apply_residual_connection_post_layernorm: the residual is what a norm returns, not what it reads.

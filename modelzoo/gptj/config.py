@@ -12,12 +12,12 @@ class GPTJConfig(DecoderKnobs):
     """The defaults are GPT-J-6B's; for knobs see `modelzoo.knobs`.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V, tokens that the model knows.
         n_positions: longest sequence; rotary positions have no table, so of them this is a promise, not a size.
-        n_embd, n_layer, n_head: D, L, N.
+        n_embd, n_layer, n_head: the width D, the number of layers L, the number of heads N.
         rotary_dim: features of each head that rotate; None rotates all.
         n_inner: F; None is 4 D, or of a gated activation 8/3 D (`layers.mlp.usual_hidden`).
-        activation_function: a key of `layers.mlp.ACTIVATIONS` or GATED.
+        activation_function: such as 'gelu_new' or 'swiglu': a key of `layers.mlp.ACTIVATIONS` or GATED.
         resid_pdrop, embd_pdrop, attn_pdrop: dropout after attention and MLP, on embeddings, on attention weights.
         layer_norm_epsilon: added to the variance.
         initializer_range: standard deviation of every kernel and of the embedding at the start.

@@ -15,13 +15,13 @@ class MvpConfig(NormKnobs):
     """The defaults are those of the published model, RUCAIBox/mvp; for knobs see `modelzoo.knobs`.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V, tokens that the model knows.
         max_position_embeddings: longest sequence, of either stack.
         d_model: D, of both stacks.
         encoder_layers, encoder_attention_heads, encoder_ffn_dim: L, N, F of the encoder.
         decoder_layers, decoder_attention_heads, decoder_ffn_dim: L, N, F of the decoder.
         encoder_layerdrop, decoder_layerdrop: probability of skipping a whole layer.
-        activation_function: a key of `layers.mlp.ACTIVATIONS` or GATED.
+        activation_function: such as 'gelu_new' or 'swiglu': a key of `layers.mlp.ACTIVATIONS` or GATED.
         dropout: on embeddings, on prompts, and on what attention and MLP add.
         attention_dropout, activation_dropout: on attention weights; between an MLP's two layers.
         classifier_dropout: on what either layer of the classification head reads.

@@ -29,6 +29,8 @@ def python(args: list[str]) -> list[str]:
     module, rest = args[1], args[2:]
     if module == "train" and any(arg.startswith("--gin_") for arg in rest):
         rest += [f"--gin_param={key}={value}" for key, value in shorter_run(" ".join(rest)).items()]
+    elif module == "train.verify":
+        rest = ["4" if arg == "360" else arg for arg in rest]  # the last step of tests/docs/stand_ins.py
     elif module == "train.data":
         rest = ["my/texts" if arg == "stdlib" else arg for arg in rest]
     simulate(module, rest)

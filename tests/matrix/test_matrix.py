@@ -10,6 +10,7 @@ import pytest
 
 from modelzoo.registry import FAMILIES
 from parallel.terminal import model_of
+from tests.zoo import TINY
 from train import comparing, equivalence
 from train.random_batch import draw_batch
 
@@ -38,10 +39,8 @@ SIZES = {
     "tiny-mvp": ["encoder_layers=4", "decoder_layers=4"],
 }
 LAYERS = {
-    preset: SIZES.get(preset, [f"{family.config_class.aliases.get(DEPTH, DEPTH)}=4"])
-    for family in FAMILIES.values()
-    for preset in family.presets
-    if preset.startswith("tiny-")
+    preset: SIZES.get(preset, [f"{FAMILIES[model_type].config_class.aliases.get(DEPTH, DEPTH)}=4"])
+    for model_type, preset in TINY.items()
 }
 """The smallest model of every family. Four stages need four layers."""
 KNOBS = {

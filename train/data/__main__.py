@@ -25,7 +25,7 @@ class Flags:
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """A tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt."""
+    """A tokenizer.json, a folder with one or with GPT-2's vocab.json and merges.txt, or a hub id such as gpt2."""
     train_tokenizer: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """In place of --tokenizer: train one of N tokens on the first 64 MiB of the text."""
     model_vocab_size: int | None = None

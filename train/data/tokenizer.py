@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from modelzoo import hf_files
+
 END_OF_TEXT = "<|endoftext|>"
 
 MIN_VOCAB_SIZE = 257
@@ -43,13 +45,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a tokenizer.
 
     Args:
-        path: a tokenizer.json, or a folder that holds one, or GPT-2's vocab.json and merges.txt.
+        path: a tokenizer.json, a folder that holds one, or GPT-2's vocab.json and merges.txt, or a hub id such as
+            "gpt2".
 
     Raises:
         OSError: nothing of the kind at `path`.
         ValueError: the file is damaged.
     """
-    path = Path(path).expanduser()
+    path = _local(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     vocab, merges = path / "vocab.json", path / "merges.txt"
     try:
@@ -74,6 +77,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _local(path: str | Path) -> Path:
+    """The file or folder, fetched from the hub if there is none and it may be a repository's name."""
+    local = Path(path).expanduser()
+    if local.exists() or local.suffix == ".json" or hf_files.is_mistyped(path):
+        return local
+    try:
+        return hf_files.from_hub(path, hf_files.TEXT_FILES)
+    except OSError as error:
+        raise OSError(f"data.tokenizer = {str(path)!r}: {error}") from None
 
 
 def _byte_level(model: models.Model) -> Tokenizer:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from train.data.building import FORMAT, MANIFEST, Recipe, build, locked, read_plan, sha256
 from train.data.shards import Split
-from train.data.tokenizer import END_OF_TEXT, load_tokenizer
+from train.data.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, load_tokenizer
 from train.data.units import TOKENIZER
 
 Packing = Literal["concatenate", "documents"]
@@ -79,8 +79,8 @@ def prepare_tokens(
             {'prepared/web': 0.7, 'prepared/code': 0.3}.
         packing: 'concatenate' lays documents end to end and cuts rows of them, 'documents' packs whole ones into rows,
             where none attends to another.
-        tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None trains one on the
-            text. Of a prepared folder it has to be the tokenizer.
+        tokenizer: a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a hub id such as "gpt2";
+            None trains one on the text. Of a prepared folder it has to be the tokenizer.
         vocab_size: of the tokenizer that is trained; None is the model's.
         end_of_text: the token that ends each document (a prepared folder has its own).
         validation_fraction: share of the documents held out, chosen by a hash of their text.
@@ -168,12 +168,18 @@ def make_recipe(
         raise ValueError(f"data.max_bytes = {max_bytes}: it is at least 1, or None to read everything")
     if not paths:
         raise ValueError("data.path = []: name at least one folder or file")
+    named = "data.vocab_size" if vocab_size else "the model's vocab_size"
     vocab_size = vocab_size or model_vocab_size
     if tokenizer is not None:
         check_vocabulary(tokenizer, end_of_text, model_vocab_size)
         vocab_size = None
     elif vocab_size is None:
         raise ValueError("data.vocab_size is not set: say how large a tokenizer to train")
+    elif vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"{named} = {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB_SIZE} tokens (every byte, and "
+            f"{end_of_text})"
+        )
     elif model_vocab_size is not None and vocab_size > model_vocab_size:
         raise ValueError(
             f"data.vocab_size = {vocab_size} is larger than the model's vocabulary, {model_vocab_size}"

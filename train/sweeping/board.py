@@ -37,6 +37,7 @@ class Board:
         self._looks: dict[str, Look] = {run.name: run.look() for run in study.runs}
         self._said = {run.name: WAITING for run in started}
         self._ours = list(started)
+        self._left = {run.name: run.state() for run in started}
         self._before = self._units()
         self._began = self._shown = time.perf_counter()
         self._live: Live | None = None
@@ -65,12 +66,8 @@ class Board:
         for run in self._ours:
             look = self._looks[run.name]
             if look.status != self._said[run.name]:
-                # What an earlier start left stays unsaid until this one has begun it.
-                if (
-                    look.status in (FAILED, STOPPED)
-                    and run.state().get("began", 0) < time.time() - self._lasted()
-                ):
-                    continue
+                if look.status in (FAILED, STOPPED) and run.state() == self._left[run.name]:
+                    continue  # what an earlier start left stays unsaid until this one has begun it
                 self._said[run.name] = look.status
                 self.tell(self._line(run, look))
         if self._live is not None:

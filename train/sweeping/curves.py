@@ -113,7 +113,7 @@ def _draw_ends(axes: Any, summary: Summary) -> str:
     from matplotlib.ticker import MaxNLocator
 
     metric, baseline = summary.study.metric, summary.study.baseline
-    values = {row.arm.name: summary.values(row.arm) for row in summary.arms}
+    values = summary.values
     against = values[baseline] if any(row.difference for row in summary.arms) else None
     dots: list[float] = []
     for at, row in enumerate(summary.arms):

@@ -6,32 +6,24 @@ import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from train.sweeping.running import LOOK_SECONDS, Job, Process
+from train.sweeping.running import LOOK_SECONDS, Job, Process, Watch
 
 
-def run_here(
-    jobs: Sequence[Job],
-    at_once: int,
-    tick: Callable[[], None],
-    stopping: Callable[[], int],
-    tell: Callable[[str], None],
-) -> None:
+def run_here(jobs: Sequence[Job], at_once: int, watch: Watch) -> None:
     """Runs jobs to their end.
 
     Args:
         jobs: in the order to start them.
         at_once: how many run at a time.
-        tick: called at every look.
-        stopping: 0; or 1: to let the runs save and stop; or 2: to end them at once.
-        tell: says what is not in a run's own folder.
+        watch: the study.
     """
     waiting, slots = deque(jobs), shares(at_once)
     busy: dict[int, Process] = {}
     told: set[str] = set()
     while waiting or busy:
-        asked = stopping()
+        asked = watch.stopping()
         if asked:
             waiting.clear()
             for process in busy.values():
@@ -44,14 +36,14 @@ def run_here(
                 waiting.append(job)
                 if job.name not in told:
                     told.add(job.name)
-                    tell(f"{job.name} is still ending from an earlier start; it is waited for")
+                    watch.tell(f"{job.name} is still ending from an earlier start; it is waited for")
                 continue
             except OSError as error:
-                tell(f"{job.name} cannot be started: {error}")
+                watch.tell(f"{job.name} cannot be started: {error}")
         for slot, process in list(busy.items()):
             if process.ended():
                 del busy[slot]
-        tick()
+        watch.tick()
         if busy or waiting:
             time.sleep(LOOK_SECONDS)
 

@@ -6,10 +6,10 @@ the same paths. A task whose node is lost is started again elsewhere, and its ru
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.sweeping.running import Job, run_to_end
+from train.sweeping.running import Job, Watch, check_installed, run_to_end
 
 RETRIES = 3
 """Of a task whose node or worker is lost; a run that fails is not tried again."""
@@ -20,9 +20,7 @@ def run_on_ray(
     at_once: int | None,
     address: str | None,
     resources: Mapping[str, float],
-    tick: Callable[[], None],
-    stopping: Callable[[], int],
-    tell: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Runs jobs to their end.
 
@@ -31,20 +29,15 @@ def run_on_ray(
         at_once: how many at a time at most; None is as many as the cluster takes.
         address: of the cluster; None is RAY_ADDRESS, else Ray is started here.
         resources: num_cpus and num_gpus of a run.
-        tick: called at every look.
-        stopping: 0; or 1 once the runs are to stop, which their stop file tells them; or 2 to end their workers.
-        tell: says what is not in a run's own folder.
+        watch: the study.
 
     Raises:
         ValueError: Ray is not installed, or the cluster can never give a run what it asks for.
         OSError: no cluster answers.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError(
-            "--launcher ray: the package ray is not installed: pip install 'flaxtron[sweep]'"
-        ) from None
+    check_installed("ray")
+    import ray
+
     ours = not ray.is_initialized()
     if ours:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -59,7 +52,7 @@ def run_on_ray(
         task: Any = ray.remote(run_to_end)
         waiting, going, level = list(jobs), {}, 0
         while waiting or going:
-            if (asked := stopping()) > level:
+            if (asked := watch.stopping()) > level:
                 level = asked
                 waiting.clear()
                 if level > 1:
@@ -75,9 +68,8 @@ def run_on_ray(
                 try:
                     ray.get(reference)
                 except Exception as error:  # what a node, a worker or the cluster came up with
-                    told = [line for line in str(error).splitlines() if line.strip()]
-                    tell(f"{job.name}: {told[-1].strip() if told else type(error).__name__}")
-            tick()
+                    watch.tell_error(job, error)
+            watch.tick()
     finally:
         if ours:
             ray.shutdown()

@@ -8,11 +8,11 @@ rehearse.
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.sweeping.running import LOOK_SECONDS, Job, Process, run_to_end
+from train.sweeping.running import LOOK_SECONDS, Job, Process, Watch, check_installed, run_to_end
 
 MINUTES = 24 * 60
 """Time limit of a job unless --slurm time=... sets one: it is queued again at its end."""
@@ -48,9 +48,7 @@ def run_on_slurm(
     folder: Path,
     options: Mapping[str, int],
     given: Sequence[str],
-    tick: Callable[[], None],
-    stopping: Callable[[], int],
-    tell: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Submits jobs as an array and waits for them.
 
@@ -60,9 +58,7 @@ def run_on_slurm(
         folder: for submitit's files: the sbatch script, what jobs print.
         options: cpus_per_task and gpus_per_node of a job.
         given: "name=value" each, options of sbatch.
-        tick: called at every look.
-        stopping: 0; or 1 once the runs are to stop, which their stop file tells them; or 2 to cancel the jobs.
-        tell: says what is not in a run's own folder.
+        watch: the study.
 
     Raises:
         ValueError: submitit or SLURM is not here, or an option cannot be read.
@@ -70,13 +66,15 @@ def run_on_slurm(
     executor, is_local = make_executor(folder, options, given, at_once)
     each = (at_once or 1) if is_local else len(jobs)  # submitit's processes here do not queue
     for first in range(0, len(jobs), each):
-        if stopping():
+        if watch.stopping():
             return
         runner = Runner()
         submitted = executor.map_array(runner, jobs[first : first + each])
         if not is_local:
-            tell(f"submitted as SLURM job {submitted[0].job_id.partition('_')[0]}; its files are in {folder}")
-        _wait(list(zip(submitted, jobs[first : first + each], strict=True)), tick, stopping, tell)
+            watch.tell(
+                f"submitted as SLURM job {submitted[0].job_id.partition('_')[0]}; its files are in {folder}"
+            )
+        _wait(list(zip(submitted, jobs[first : first + each], strict=True)), watch)
 
 
 def make_executor(
@@ -89,13 +87,10 @@ def make_executor(
     """
     # Left to itself, importing submitit closes every handler of logging that is there.
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
-    try:
-        import submitit
-        from submitit.slurm.slurm import SlurmExecutor
-    except ImportError:
-        raise ValueError(
-            "--launcher slurm: the package submitit is not installed: pip install 'flaxtron[sweep]'"
-        ) from None
+    check_installed("slurm")
+    import submitit
+    from submitit.slurm.slurm import SlurmExecutor
+
     asked = dict(_option(text) for text in given)
     cluster = asked.pop("cluster", "slurm")
     if cluster not in ("slurm", "local", "debug"):
@@ -130,23 +125,17 @@ def _option(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isdecimal() else value
 
 
-def _wait(
-    going: list[tuple[Any, Job]],
-    tick: Callable[[], None],
-    stopping: Callable[[], int],
-    tell: Callable[[str], None],
-) -> None:
+def _wait(going: list[tuple[Any, Job]], watch: Watch) -> None:
     level = 0
     while going:
-        if (asked := stopping()) > level:
+        if (asked := watch.stopping()) > level:
             level = asked
             if level > 1:
                 for submitted, _ in going:
                     submitted.cancel()
-        for one in [one for one in going if one[0].done()]:
-            going.remove(one)
-            if error := one[0].exception():
-                told = [line for line in str(error).splitlines() if line.strip()]
-                tell(f"{one[1].name}: {told[-1].strip() if told else type(error).__name__}")
-        tick()
+        for submitted, job in [one for one in going if one[0].done()]:
+            going.remove((submitted, job))
+            if error := submitted.exception():
+                watch.tell_error(job, error)
+        watch.tick()
         time.sleep(0.2)

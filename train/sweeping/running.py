@@ -7,6 +7,7 @@ start of the study waits for that.
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,8 @@ STOP = "stop"
 """A file of the study's folder: while it is there, runs on other machines save and stop."""
 LOOK_SECONDS = 0.1
 _ERROR_BYTES = 16_384
+_WHEN_ASKED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+"""Exit codes of a run that was asked to stop."""
 
 # What the process does before it becomes `python -m train`: it asks to be told of its parent's end (on Linux), and
 # keeps to its own cores. Not a preexec_fn: forking a process that has threads, as jax makes them, may hang.
@@ -79,6 +82,40 @@ class Job:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """The study, as what starts its runs sees it.
+
+    Attributes:
+        tick: to be called at every look.
+        stopping: 0; or 1 once the runs are to save and stop, which their stop file tells them on other machines; or 2
+            to end them at once.
+        tell: says what is not in a run's own folder.
+    """
+
+    tick: Callable[[], None]
+    stopping: Callable[[], int]
+    tell: Callable[[str], None]
+
+    def tell_error(self, job: Job, error: BaseException) -> None:
+        """Says what became of a job elsewhere, by the last line of it."""
+        told = [line for line in str(error).splitlines() if line.strip()]
+        self.tell(f"{job.name}: {told[-1].strip() if told else type(error).__name__}")
+
+
+def check_installed(launcher: str) -> None:
+    """Checks that the package of a launcher, "ray" or "slurm", is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    package = {"ray": "ray", "slurm": "submitit"}[launcher]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"--launcher {launcher}: the package {package} is not installed: pip install 'flaxtron[sweep]'"
+        )
+
+
 class Process:
     """A run that has been started.
 
@@ -95,8 +132,8 @@ class Process:
     def __init__(self, job: Job, variables: Mapping[str, str] | None = None, cores: Sequence[int] = ()):
         self.job, self._folder = job, Path(job.folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        held = lock(self._folder)
-        if held is None:
+        self._held = lock(self._folder)
+        if self._held is None:
             raise BlockingIOError(f"{job.folder}: an earlier start of this run is still ending")
         try:
             write_whole(self._folder / COMMAND, job.script())
@@ -122,28 +159,26 @@ class Process:
                     cwd=job.workplace,
                     env={**os.environ, **job.variables, **(variables or {})},
                     start_new_session=True,
-                    pass_fds=(held,),
+                    pass_fds=(self._held,),
                 )
-        finally:
-            os.close(held)  # the process has it now
+        except BaseException:
+            self.leave()
+            raise
 
     def ended(self) -> str | None:
         """How the run ended, noted in its run.json: done, failed or stopped; None while it goes on."""
         code = self._process.poll()
         if code is None:
             return None
-        asked_codes = (
-            -signal.SIGTERM,
-            -signal.SIGINT,
-            -signal.SIGKILL,
-            128 + signal.SIGTERM,
-            128 + signal.SIGINT,
-        )
         if code == 0:
-            return self._note(DONE, code)
-        if self._asked and code in asked_codes:
-            return self._note(STOPPED, code)
-        return self._note(FAILED, code, last_error(self._folder / LOG, self._from, code))
+            status, error = DONE, ""
+        elif self._asked and code in _WHEN_ASKED:
+            status, error = STOPPED, ""
+        else:
+            status, error = FAILED, last_error(self._folder / LOG, self._from, code)
+        self._note(status, code, error)
+        self.leave()
+        return status
 
     def stop(self, at_once: bool = False) -> None:
         """Asks the run to save and stop, once; or ends it at once."""
@@ -152,14 +187,23 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
 
-    def _note(self, status: str, code: int | None = None, error: str = "") -> str:
+    def leave(self) -> None:
+        """Leaves the folder to the process, which has it until it ends, and then to the next start.
+
+        A run that has ended holds its folder until that is noted: else whoever looked between would take it for one
+        that was cut off.
+        """
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _note(self, status: str, code: int | None = None, error: str = "") -> None:
         now = time.time()
         state: dict[str, Any] = {"status": status, "num_steps": self.job.num_steps, "began": self._began}
         state |= {"host": socket.gethostname()}
         if code is not None:
             state |= {"ended": now, "exit_code": code, "error": error}
         write_whole(self._folder / STATE, json.dumps(state, indent=1) + "\n")
-        return status
 
 
 def run_to_end(job: Job, on_start: Callable[["Process"], None] | None = None) -> str:
@@ -195,6 +239,7 @@ def run_to_end(job: Job, on_start: Callable[["Process"], None] | None = None) ->
                 time.sleep(LOOK_SECONDS)
         except BaseException:
             process.stop()
+            process.leave()
             raise
         return status
     return STOPPED

@@ -1,11 +1,11 @@
 """A study in numbers: a row for each arm and a row for each run, of whatever is done."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.sweeping.statistics import Difference, Estimate, corrected, estimate, paired_difference
-from train.sweeping.study import DONE, Arm, Look, RunOf, Study
+from train.sweeping.study import DONE, FAILED, Arm, Look, RunOf, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Summary:
         arms: a row for each, in the study's order.
         runs: every run and how it stands.
         notes: what a reader has to know beside the numbers.
+        values: {arm's name: {seed: the metric at the end}} of runs that are done and have it.
     """
 
     study: Study
     arms: list[ArmRow]
     runs: list[tuple[RunOf, Look]]
     notes: list[str]
+    values: Mapping[str, Mapping[int, float]]
 
     @property
     def num_compared(self) -> int:
@@ -61,15 +63,6 @@ class Summary:
         if len(found) < 2:
             return None
         return max(found)[1] if self.study.higher_is_better else min(found)[1]
-
-    def values(self, arm: Arm) -> dict[int, float]:
-        """{seed: the metric at the end} of an arm's runs that are done and have it."""
-        return {
-            run.seed: value
-            for run, look in self.runs
-            if run.arm.name == arm.name and look.status == DONE
-            if (value := look.last.get(self.study.metric)) is not None
-        }
 
 
 def summarize(study: Study) -> Summary:
@@ -103,11 +96,11 @@ def summarize(study: Study) -> Summary:
                 seconds=_mean([look.seconds for _, look in done]),
                 speed=_mean([speed for run, _ in done if (speed := speed_of(run))]),
                 done=len(done),
-                failed=sum(look.status == "failed" for _, look in mine),
+                failed=sum(look.status == FAILED for _, look in mine),
                 count=len(mine),
             )
         )
-    return Summary(study, rows, runs, _notes(study, rows, runs, values))
+    return Summary(study, rows, runs, _notes(study, rows, runs, values), values)
 
 
 def speed_of(run: RunOf) -> float | None:
