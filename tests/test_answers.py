@@ -71,6 +71,7 @@ def test_the_right_logits_give_the_text_back(words):
         starts[i, -1] = 3
     metrics, found = head.measure(examples, rows, {"start_logits": starts, "end_logits": ends})
     assert metrics["exact_match"] >= 2 / 3
+    assert tuple(metrics) == head.metrics
     assert [one["prediction"] for one in found[:2]] == ["brown dog", "the lazy dog"]
 
 

@@ -26,7 +26,9 @@ def test_the_loss_is_that_of_all_examples_at_once(tmp_path):
     fields = dict(problem_type="single_label_classification", num_hidden_layers=1)
     head = labelled.head(Sequences, "MegatronBertForSequenceClassification", labelled.bert_words(), **fields)
     params = random_params(head.model)
-    metrics = evaluation(head, examples, tmp_path)(params)
+    evaluate = evaluation(head, examples, tmp_path)
+    metrics = evaluate(params)
+    assert tuple(metrics) == evaluate.measures
 
     batch = head.batch(head.rows(examples), 24)
     inputs = {name: array for name, array in batch.items() if name != "labels"}
@@ -45,7 +47,9 @@ def test_a_language_model_has_a_perplexity_and_writes(tmp_path):
 
     ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1, n_layer=1)
     head = labelled.head(Continuations, "GPTJForCausalLM", gpt2_words(), task=dict(target_length=4), **ends)
-    metrics = evaluation(head, PAIRS, tmp_path)(random_params(head.model))
+    evaluate = evaluation(head, PAIRS, tmp_path)
+    metrics = evaluate(random_params(head.model))
+    assert tuple(metrics) == evaluate.measures
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     assert {"rouge1", "rouge2", "rougeL", "rougeLsum"} < set(metrics)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

@@ -143,9 +143,9 @@ def test_another_model_is_never_gone_on_with(tmp_path):
         experiment().check_resume(folder)
 
 
-def test_the_folder_of_the_run_is_made_and_tried(tmp_path):
+def test_the_folder_of_the_run_is_tried(tmp_path):
     experiment(train__workdir=repr(str(tmp_path / "a" / "b"))).check_workdir()
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # a run that is refused later leaves nothing
 
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"train\.workdir = '.*file/run' \(--gin_param.*: cannot write there"):

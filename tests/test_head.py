@@ -40,3 +40,5 @@ def test_the_base_measures_nothing():
         head.rows([])
     with pytest.raises(NotImplementedError):
         head.measure([], [], {})
+    with pytest.raises(NotImplementedError):
+        _ = head.metrics

@@ -38,6 +38,7 @@ def test_one_class():
     rows = head.rows(TEXTS)
     metrics, found = head.measure(TEXTS, rows, {"logits": [[0.0, 2.0], [0.0, 1.0]]})
     assert metrics["accuracy"] == 0.5
+    assert tuple(metrics) == head.metrics
     assert [(one["prediction"], one["label"]) for one in found] == [("LABEL_1",) * 2, ("LABEL_1", "LABEL_0")]
     assert found[0]["score"] == pytest.approx(1 / (1 + np.exp(-2)))
     batch = head.batch(rows, 24, counted=1)
@@ -57,12 +58,14 @@ def test_several_classes():
     metrics, found = head.measure(several, rows, {"logits": [[-1.0, 1.0], [1.0, -1.0]]})
     assert [one["prediction"] for one in found] == [["b"], ["a"]]
     assert metrics["accuracy"] == 0.5
+    assert tuple(metrics) == ("loss", *head.metrics)
 
 
 def test_a_number():
     head = classifier(problem_type="regression", num_labels=1)
     metrics, found = head.measure(TEXTS, head.rows(TEXTS), {"logits": [[0.5], [0.0]]})
     assert metrics["mse"] == 0.125
+    assert tuple(metrics) == ("loss", *head.metrics)
     assert [one["prediction"] for one in found] == [0.5, 0.0]
     assert head.batch(head.rows(TEXTS), 24)["labels"].tolist() == [[1.0], [0.0]]
 
@@ -109,6 +112,7 @@ def test_two_heads():
     assert set(batch) <= modelzoo.input_names(head.model) | {"labels", "mc_labels"}
     metrics, _ = head.measure(asked, rows, {"mc_logits": [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]})
     assert metrics == {"accuracy": 2 / 3}
+    assert tuple(metrics) == head.metrics
 
 
 @pytest.mark.parametrize(

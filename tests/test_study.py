@@ -76,7 +76,8 @@ def test_a_batch_that_grows_counts_its_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "higher"), [("eval_loss", False), ("eval_perplexity", False), ("eval_f1", True)]
+    ("metric", "higher"),
+    [("eval_loss", False), ("eval_perplexity", False), ("eval_f1", True), ("eval_mse", False)],
 )
 def test_what_is_best(tmp_path, metric, higher):
     assert small_study(tmp_path, metric=metric).higher_is_better is higher

@@ -72,6 +72,7 @@ def test_words_are_measured_and_those_cut_off_count_as_outside():
         rows,
         {"logits": [logits]},
     )
+    assert tuple(metrics) == head.metrics
     assert found["prediction"] == ["B-X", "O", "O"]
     assert metrics == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "accuracy": 2 / 3})
 

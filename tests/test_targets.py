@@ -34,6 +34,7 @@ def test_an_encoder_reads_the_text_and_the_decoder_learns_the_target():
     assert batch["input_ids"].shape == (2, 24)
     metrics, found = head.measure(PAIRS, rows, {"written": ["the fox", "nothing"]})
     assert metrics["rouge1"] == 0.5
+    assert tuple(metrics) == head.metrics
     assert found[0] == {"prediction": "the fox", "label": "the fox"}
 
 

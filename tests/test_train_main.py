@@ -219,6 +219,7 @@ def error_of(capsys, *params, files=("tiny.gin",)):
         (["data.path='bad.jsonl'"], r"bad\.jsonl:1: not JSON"),
         (["data.path='one.txt'"], r"fewer than one row of sequence_length = 16"),
         (["data.tokenizer='nothing'"], r"data\.tokenizer = 'nothing'"),
+        (["train.keep_best='f1'"], r"train\.keep_best = 'f1' .*: what is measured is loss, perplexity"),
         (["train.workdir='corpus/00.txt'"], r"train\.workdir = 'corpus/00\.txt' .*cannot write there"),
     ],
 )
@@ -228,6 +229,7 @@ def test_every_slip_is_one_line(here, capsys, params, message):
     (here / "one.txt").write_text("too short")
 
     assert re.search(message, error_of(capsys, *params))
+    assert not (here / "run").exists()
 
 
 def test_a_reporter_that_is_not_installed_is_missed_before_anything_is_made(here, capsys, monkeypatch):

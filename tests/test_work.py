@@ -106,6 +106,11 @@ def test_the_resolved_config_describes_the_same_task(here):
             "",
             "task.train_file trains heads that read labels",
         ),
+        (
+            {"train.keep_best": "'mse'"},
+            "",
+            r"train.keep_best = 'mse'.*: what is measured is accuracy, f1, loss, matthews",
+        ),
         ({"task.column": "3"}, "", r"unknown setting task.column .*did you mean columns\?"),
     ],
 )

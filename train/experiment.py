@@ -214,15 +214,15 @@ class Experiment:
         return ["train", self.family, *source, *adapters, "mesh", "rules"]
 
     def check_workdir(self) -> None:
-        """Checks that the run's folder can be written.
+        """Checks that the run's folder can be written, or made where there is none yet.
 
         Raises:
             OSError: it cannot.
         """
-        workdir = Path(self.run.workdir)
+        folder = Path(self.run.workdir).absolute()
+        folder = next(place for place in (folder, *folder.parents) if place.exists())
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=workdir):
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             where = self.settings.where("train.workdir")

@@ -33,6 +33,7 @@ from parallel import checkpoint
 from train import canonical, certificate, integrity, restoring
 from train.certificate import HashedBatches
 from train.state import TrainState
+from train.tasks.scores import lower_is_better
 
 _RUN = "run.json"
 
@@ -75,7 +76,7 @@ class Saver:
         every: steps between two checkpoints.
         keep: how many of the newest stay; None keeps all.
         keep_best: name of a value that `maybe_save` is given; the checkpoint with the best one stays too. The lowest
-            is best of a loss, a perplexity or an error, of all else the highest.
+            is best where `scores.lower_is_better`, else the highest.
         texts: files to lay beside the arrays of every checkpoint: name -> contents.
         batches: what the run learns from, for the certificate.
         mesh_shape: sizes of the mesh's axes, likewise.
@@ -368,7 +369,7 @@ class Saver:
         if value is None:
             known = ", ".join(sorted(key.removeprefix("eval_") for key in values))
             raise ValueError(f"train.keep_best = {name!r}: what is measured is {known}")
-        sign = -1 if name.endswith(("loss", "perplexity", "error")) else 1
+        sign = -1 if lower_is_better(name) else 1
         if not math.isfinite(value) or (self._best and sign * value <= sign * self._best[1]):
             return False
         self._best = (step, float(value))

@@ -270,10 +270,6 @@ def finish(study: Any) -> int:
 
 
 def _check(flags: Flags) -> None:
-    from train.sweeping.running import check_installed
-
-    if flags.launcher != "local":
-        check_installed(flags.launcher)
     if flags.jobs is not None and flags.jobs < 1:
         raise ValueError(f"--jobs {flags.jobs}: it is at least 1")
     for name in ("cpus_per_run", "gpus_per_run"):
@@ -284,6 +280,14 @@ def _check(flags: Flags) -> None:
     for name, launcher in (("address", "ray"), ("slurm", "slurm")):
         if getattr(flags, name) and flags.launcher != launcher:
             raise ValueError(f"--{name} is for --launcher {launcher}")
+    if flags.launcher == "slurm":
+        from train.sweeping.on_slurm import read_options
+
+        read_options(flags.slurm)
+    elif flags.launcher == "ray":
+        from train.sweeping.running import check_installed
+
+        check_installed(flags.launcher)
 
 
 def _seeds(text: str | None) -> int | tuple[int, ...] | None:

@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Work:
     Attributes:
         batches: a source of batches: __next__, get_state, set_state.
         evaluate: params -> metrics on what is held out, such as {"loss": ..., "f1": ...}; empty where nothing is.
+        measures: the names of these metrics.
         texts: files to lay beside the arrays of every checkpoint: name -> contents.
         fingerprint: names the data, hexadecimal: runs on the same agree on it.
         origin: the setting that the data is from, for messages.
@@ -31,6 +32,7 @@ class Work:
 
     batches: Any
     evaluate: Callable[[Any], dict[str, float]]
+    measures: Sequence[str]
     texts: Mapping[str, str]
     fingerprint: str
     origin: str
@@ -45,13 +47,20 @@ def open_work(experiment: Experiment, rules: parallel.Rules) -> Work:
         rules: of its mesh.
 
     Raises:
-        OSError, ValueError: the data cannot be read, or does not fit the model.
+        OSError, ValueError: the data cannot be read, or does not fit the model, or `train.keep_best` is of nothing that
+            is measured on it.
     """
     from train.data.batches import batch_shard
 
     shard = batch_shard(parallel.batch_sharding(rules), experiment.run.global_batch_size)
-    work = _examples if experiment.task is not None else _text
-    return work(experiment, rules, shard)
+    work = (_examples if experiment.task is not None else _text)(experiment, rules, shard)
+    best = experiment.run.keep_best
+    if best is not None and best not in work.measures:
+        at = experiment.settings.where("train.keep_best")
+        raise ValueError(
+            f"train.keep_best = {best!r}{at}: what is measured is {', '.join(sorted(work.measures))}"
+        )
+    return work
 
 
 def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int]) -> Work:
@@ -85,6 +94,7 @@ def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int])
         batches = ObjectiveBatches(batches, rows, run.seed)
         texts["tokenizer_config.json"] = rows.tokenizer_config
     eval_step = make_eval_step(model, rules=rules)
+    of_tokens = model.task not in ("pretraining", "next_sentence")  # whose loss is of sentences too
 
     def evaluate(params: Any) -> dict[str, float]:
         held_out = text.validation_batches(tokens, max_batches=run.eval_batches, **sizes)
@@ -96,13 +106,12 @@ def _text(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, int])
         if not counted:
             return {}
         loss = sum(float(s["loss_sum"]) for s in sums) / counted
-        if model.task in ("pretraining", "next_sentence"):  # whose loss is not of tokens alone
-            return {"loss": loss}
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return {"loss": loss} | ({"perplexity": math.exp(min(loss, 700.0))} if of_tokens else {})
 
     return Work(
         batches=batches,
         evaluate=evaluate,
+        measures=("loss", "perplexity") if of_tokens else ("loss",),
         texts=texts,
         fingerprint=tokens.manifest["fingerprint"],
         origin=f"data.path = {tokens.manifest['path']!r}",
@@ -162,6 +171,7 @@ def _examples(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, i
             rampup=run.batch_rampup,
         ),
         evaluate=evaluation,
+        measures=evaluation.measures,
         texts=words.files,
         fingerprint=data.hexdigest(),
         origin=f"task.train_file = {task.train_file!r}",

@@ -85,21 +85,12 @@ def make_executor(
     Raises:
         ValueError: as `run_on_slurm`.
     """
+    cluster, asked = read_options(given)
     # Left to itself, importing submitit closes every handler of logging that is there.
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
-    check_installed("slurm")
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
 
-    asked = dict(_option(text) for text in given)
-    cluster = asked.pop("cluster", "slurm")
-    if cluster not in ("slurm", "local", "debug"):
-        raise ValueError(f"--slurm cluster={cluster}: it is slurm, local or debug")
-    if cluster == "slurm" and shutil.which("srun") is None:
-        raise ValueError(
-            "--launcher slurm: there is no srun here: start from a login node; --slurm cluster=local rehearses with "
-            "processes of this machine"
-        )
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     shared: dict[str, Any] = {"timeout_min": MINUTES, **{k: v for k, v in options.items() if v}}
     known = SlurmExecutor._valid_parameters()
@@ -113,6 +104,28 @@ def make_executor(
         own["slurm_array_parallelism"] = at_once
     executor.update_parameters(name=folder.parent.name, **shared, **own)
     return executor, cluster != "slurm"
+
+
+def read_options(given: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Where runs are submitted to, "slurm", "local" or "debug", and the options of sbatch.
+
+    Args:
+        given: "name=value" each.
+
+    Raises:
+        ValueError: submitit or SLURM is not here, or an option cannot be read.
+    """
+    check_installed("slurm")
+    asked = dict(_option(text) for text in given)
+    cluster = asked.pop("cluster", "slurm")
+    if cluster not in ("slurm", "local", "debug"):
+        raise ValueError(f"--slurm cluster={cluster}: it is slurm, local or debug")
+    if cluster == "slurm" and shutil.which("srun") is None:
+        raise ValueError(
+            "--launcher slurm: there is no srun here: start from a login node; --slurm cluster=local rehearses with "
+            "processes of this machine"
+        )
+    return cluster, asked
 
 
 def _option(text: str) -> tuple[str, Any]:

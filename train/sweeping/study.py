@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.rampup import BatchSizes
+from train.tasks.scores import lower_is_better
 
 PLAN, STATE, LOG, COMMAND = "sweep.json", "run.json", "log.txt", "command.sh"
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
@@ -156,8 +157,8 @@ class Study:
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the metric: a loss, a perplexity, an error or a norm is best where it is lowest."""
-        return not any(word in self.metric for word in ("loss", "perplexity", "error", "norm", "seconds"))
+        """Of the metric."""
+        return not lower_is_better(self.metric)
 
     def save(self) -> None:
         """Writes sweep.json."""

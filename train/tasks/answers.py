@@ -77,6 +77,10 @@ class Answers(Head):
         inside = np.array([number == 1 for number in encoding.sequence_ids])
         return Piece(np.array(encoding.offsets), inside, none)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return scores.SQUAD
+
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:

@@ -56,6 +56,12 @@ class Evaluation:
         if head.writes and head.settings.write:
             self._writer = Writer(head.model, rules, head.settings.target_length)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what an evaluation finds."""
+        perplexity = ("perplexity",) if self.head.model.task in _LM else ()
+        return ("loss", *self.head.metrics, *perplexity)
+
     def __call__(self, params: Any) -> dict[str, float]:
         """Evaluates, with all processes.
 

@@ -78,6 +78,11 @@ class Head:
         """
         raise NotImplementedError
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `measure` finds, the loss aside."""
+        raise NotImplementedError
+
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:

@@ -16,6 +16,20 @@ import numpy as np
 
 LIBRARIES = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "rouge_score": "rouge-score"}
 
+# What each function below finds, known before anything is evaluated.
+ONE_CLASS = ("accuracy", "f1", "matthews")
+SEVERAL_CLASSES = ("f1_micro", "f1", "accuracy")
+REGRESSION = ("mse", "pearson", "spearman")
+TAGGING = ("precision", "recall", "f1", "accuracy")
+CHOICES = ("accuracy",)
+SQUAD = ("exact_match", "f1")
+SUMMARIES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a metric is best where it is lowest: a loss, a perplexity, an error, a norm, a time."""
+    return any(word in name for word in ("loss", "perplexity", "error", "mse", "norm", "seconds"))
+
 
 def require(*modules: str) -> None:
     """Checks that libraries are there, before anything slow.
@@ -125,7 +139,6 @@ def summaries(targets: Sequence[str], written: Sequence[str]) -> dict[str, float
     """ROUGE-1, -2, -L and -Lsum (F1, with stemming), means over the texts."""
     from rouge_score import rouge_scorer
 
-    kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-    scorer = rouge_scorer.RougeScorer(list(kinds), use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(list(SUMMARIES), use_stemmer=True)
     each = [scorer.score(target, text) for target, text in zip(targets, written, strict=True)]
-    return {kind: float(np.mean([found[kind].fmeasure for found in each])) for kind in kinds}
+    return {kind: float(np.mean([found[kind].fmeasure for found in each])) for kind in SUMMARIES}

@@ -36,6 +36,11 @@ class Sequences(Head):
             for i, (one, label) in enumerate(zip(encodings, labels, strict=True))
         ]
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        kinds = {REGRESSION: scores.REGRESSION, MULTI: scores.SEVERAL_CLASSES}
+        return kinds.get(self.kind, scores.ONE_CLASS)
+
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:
@@ -101,6 +106,10 @@ class Choices(Head):
             ids, types = [one.ids for one in encodings], [one.type_ids for one in encodings]
             found.append(Row(i, ids, types, {"labels": label}, choices))
         return found
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return scores.CHOICES
 
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]

@@ -46,6 +46,10 @@ class Tags(Head):
             found.append(Row(i, encoding.ids, encoding.type_ids, {"labels": labels}, (firsts, tags[i])))
         return found
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return scores.TAGGING
+
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:

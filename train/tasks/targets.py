@@ -65,6 +65,10 @@ class Targets(Head):
         name = next((name for name in TARGETS if example.has(name)), TARGETS[0])
         return example.text(name)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return scores.SUMMARIES if self.settings.write else ()
+
     def measure(
         self, examples: Sequence[Example], rows: Sequence[Row], outputs: Mapping[str, Any]
     ) -> Measured:
