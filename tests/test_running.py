@@ -77,6 +77,16 @@ def test_a_run_stops_when_asked_and_goes_on(home):
     assert steps_of(one.folder) == list(range(1, 11))
 
 
+def test_signals_that_are_meant_for_submitit_do_not_end_a_run(home):
+    """SLURM sends them to every process of a job."""
+    one = job(home, PACE="0.05")
+    process = Process(one)
+    wait_for(lambda: (Path(one.folder) / "saved").exists())
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.killpg(process._process.pid, number)
+    assert wait(process) == "done"
+
+
 def test_a_run_ended_at_once_by_someone_else_has_failed(home):
     one = job(home, PACE="0.05")
     process = Process(one)

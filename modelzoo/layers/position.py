@@ -28,9 +28,14 @@ def rotary_tables(
         (sin, cos), each float32 [B, T, rotary_dim], every angle standing twice, once per member of its pair.
     """
     exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    frequency = np.repeat(np.float32(1.0) / np.power(np.float32(base), exponent), 2)
+    frequency = np.repeat(np.float32(1.0) / _power(base, exponent), 2)
     angle = position_ids.astype(jnp.float32)[..., None] * frequency
     return jnp.sin(angle), jnp.cos(angle)
+
+
+def _power(base: float, exponents: np.ndarray) -> np.ndarray:
+    """The float32 nearest to base ** exponent; NumPy's own float32 power is not that on every CPU."""
+    return np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
 
 
 def rotate(x_BTNH: jax.Array, sin_BTR: jax.Array, cos_BTR: jax.Array) -> jax.Array:
@@ -61,7 +66,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     power = 2 ** math.floor(math.log2(num_heads))
 
     def sequence(count: int, exponents: np.ndarray) -> np.ndarray:
-        return np.power(np.float32(2.0 ** -(2.0 ** -(math.log2(count) - 3))), exponents.astype(np.float32))
+        return _power(2.0 ** -(2.0 ** -(math.log2(count) - 3)), exponents)
 
     more = sequence(2 * power, np.arange(1, 1 + 2 * (num_heads - power), 2))
     return np.concatenate([sequence(power, np.arange(1, 1 + power)), more])

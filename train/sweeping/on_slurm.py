@@ -16,6 +16,11 @@ from train.sweeping.running import LOOK_SECONDS, Job, Process, Watch, check_inst
 
 MINUTES = 24 * 60
 """Time limit of a job unless --slurm time=... sets one: it is queued again at its end."""
+NUM_TIMES = 100
+"""How often at most."""
+STOPPING_SECONDS = 5
+"""Between looks at jobs that are to end."""
+_QUEUED = ("PENDING", "REQUEUED")
 
 
 class Runner:
@@ -91,7 +96,7 @@ def make_executor(
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
 
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=NUM_TIMES)
     shared: dict[str, Any] = {"timeout_min": MINUTES, **{k: v for k, v in options.items() if v}}
     known = SlurmExecutor._valid_parameters()
     own = {f"slurm_{name}": value for name, value in asked.items() if name in known}
@@ -139,16 +144,19 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _wait(going: list[tuple[Any, Job]], watch: Watch) -> None:
-    level = 0
+    level, looked = 0, time.monotonic()
     while going:
         if (asked := watch.stopping()) > level:
             level = asked
-            if level > 1:
-                for submitted, _ in going:
+            for submitted, _ in going:
+                if level > 1 or submitted.state in _QUEUED:  # which have nothing to save
                     submitted.cancel()
+        if level and time.monotonic() > looked + STOPPING_SECONDS:
+            looked = time.monotonic()
+            going[0][0].done(force_check=True)  # asks for all; left to itself submitit asks once a minute
         for submitted, job in [one for one in going if one[0].done()]:
             going.remove((submitted, job))
-            if error := submitted.exception():
+            if not level and (error := submitted.exception()):
                 watch.tell_error(job, error)
         watch.tick()
         time.sleep(0.2)

@@ -31,9 +31,12 @@ _WHEN_ASKED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SI
 """Exit codes of a run that was asked to stop."""
 
 # What the process does before it becomes `python -m train`: it asks to be told of its parent's end (on Linux), and
-# keeps to its own cores. Not a preexec_fn: forking a process that has threads, as jax makes them, may hang.
+# keeps to its own cores. It ignores the signals for submitit, which SLURM sends to every process of a job.
+# Not a preexec_fn: forking a process that has threads, as jax makes them, may hang.
 _BEFORE = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 parent, cores, *command = sys.argv[1:]
 if sys.platform == "linux":
     import ctypes
