@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import struct
 import sys
 import time
 
@@ -147,31 +148,50 @@ def test_a_hidden_wait_does_not_count(tmp_path):
         assert log.clock.spent["input"] >= 0.05
 
 
+def told_to_wandb(file):
+    """(project, run id, the lines logged) of a run that Weights & Biases keeps on disk: a LevelDB log of messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, begun = file.read_bytes(), 7, b""
+    project, run, lines = "", "", []
+    while at < len(data):
+        left = 2**15 - at % 2**15  # of a block
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        begun += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind not in (1, 4):  # whole, or the last part
+            continue
+        record, begun = Record.FromString(begun), b""
+        if record.HasField("run"):
+            project, run = record.run.project, record.run.run_id
+        elif record.HasField("history"):
+            items = record.history.item
+            line = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+            lines.append((record.history.step.num, line))
+    return project, run, lines
+
+
 def test_weights_and_biases_gets_every_line(tmp_path, monkeypatch):
-    told = []
-
-    class Told:
-        @staticmethod
-        def init(**settings):
-            told.append(settings)
-            return Told
-
-        @staticmethod
-        def log(line, step):
-            told.append((step, line["loss"]))
-
-        @staticmethod
-        def finish():
-            told.append("finish")
-
-    monkeypatch.setitem(sys.modules, "wandb", Told)
-    for _ in range(2):
-        with RunLog(tmp_path, num_steps=1, tokens_per_step=1, wandb="project") as log:
-            log.log(1, {"loss": 2.0})
-    first, second = told[0], told[3]
-    assert first["project"] == "project"
-    assert first["id"] == second["id"]  # the same run goes on
-    assert told[1:3] == [(1, 2.0), "finish"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for steps in ((1, 2), (3,)):
+        with RunLog(
+            tmp_path, num_steps=3, tokens_per_step=1, log_every=1, start_step=steps[0] - 1, wandb="project"
+        ) as log:
+            for at in steps:
+                log.log(at, {"loss": 2.0 / at})
+            log.eval(steps[-1], {"loss": 5.0})
+    files = sorted(
+        (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime
+    )
+    first, second = map(told_to_wandb, files)
+    assert first[:2] == second[:2] == ("project", (tmp_path / "wandb-id").read_text())  # the same run goes on
+    told = [(step, line["loss"]) for step, line in first[2] + second[2] if "loss" in line]
+    assert told == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
+    assert [line["eval_loss"] for _, line in first[2] + second[2] if "eval_loss" in line] == [5.0, 5.0]
 
 
 def test_weights_and_biases_that_is_not_there(tmp_path, monkeypatch):
