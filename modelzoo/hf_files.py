@@ -89,10 +89,22 @@ def from_hub(path: str | os.PathLike[str], patterns: Iterable[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        why = _refusal(error, path)
         raise OSError(
-            f"{path}: no such folder here, and the Hugging Face hub did not give it: {first_line}"
+            f"{path}: no such folder here, and the Hugging Face hub did not give it: {why}"
         ) from error
+
+
+def _refusal(error: Exception, path: str | os.PathLike[str]) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"access is restricted: ask for it at {constants.ENDPOINT}/{path}, then `hf auth login` or HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "it has none of this name, or a private one that needs `hf auth login` or HF_TOKEN"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "it cannot be reached, and this was not fetched before"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 import json
 import os
+import re
+import subprocess
+import sys
 
-import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import modelzoo
 from modelzoo import hf_files
-from tests import torch_files
+from tests import hubs, torch_files
 
 
 def write(folder, name, **arrays):
@@ -90,28 +92,52 @@ def test_a_training_run_is_no_hugging_face_folder(tmp_path):
     hf_files.check_is_no_run(tmp_path)
 
 
-def test_the_hub_is_asked_for_one_format_at_a_time(tmp_path, monkeypatch):
-    asked = []
-
-    def snapshot_download(repository, allow_patterns):
-        asked.append((repository, allow_patterns))
-        if "pytorch_model.bin" in allow_patterns:
-            write(tmp_path, "pytorch_model.bin", a=ONE)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hf_files.find_folder("someone/some-model") == tmp_path
-    assert [repository for repository, _ in asked] == ["someone/some-model"] * 2
-    assert "model-*-of-*.safetensors" in asked[0][1]
-    assert not any(pattern.startswith("pytorch") for pattern in asked[0][1])
-    assert "tokenizer.json" in asked[0][1]  # fine-tuning from a hub id reads with its tokenizer
-    asked.clear()
-    write(tmp_path, "model.safetensors", a=ONE)
-    hf_files.find_folder("someone/some-model")
-    assert len(asked) == 1
+ASK = """
+import sys
+from modelzoo import hf_files
+for name in sys.argv[1:]:
+    try:
+        print("folder", *sorted(file.name for file in hf_files.find_folder(name).iterdir()))
+    except OSError as error:
+        print(error)
+"""
 
 
-def test_a_hub_out_of_reach_is_one_clear_line():
+def ask(hub, *names):
+    """What `find_folder` finds, in a process of its own: huggingface_hub reads its surroundings once."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *names], env=os.environ | hub, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_hub_is_asked_for_one_format_at_a_time(tmp_path):
+    for name in ("both", "old", "gated"):
+        folder = tmp_path / "someone" / name
+        folder.mkdir(parents=True)
+        for file in ("config.json", "tokenizer.json", "flax_model.msgpack"):
+            (folder / file).write_text("{}")
+        write(folder, "pytorch_model.bin", a=ONE)
+    write(tmp_path / "someone/both", "model.safetensors", a=ONE)
+    with hubs.serve(tmp_path) as (hub, fetched):
+        both, old = ask(hub, "someone/both", "someone/old")
+        assert both == "folder config.json model.safetensors tokenizer.json"
+        assert old == "folder config.json pytorch_model.bin tokenizer.json"
+        assert len(fetched) == 6
+        ask(hub, "someone/both")
+        assert len(fetched) == 6  # it is kept
+        gated, none = ask(hub, "someone/gated", "someone/none")
+    assert re.search(
+        "access is restricted: ask for it at http://.*/someone/gated, then `hf auth login`", gated
+    )
+    assert "someone/none: no such folder here, and the Hugging Face hub did not give it: it has none" in none
+    kept, never = ask(hub, "someone/both", "someone/other")  # the hub is gone
+    assert kept == both
+    assert "cannot be reached, and this was not fetched before" in never
+
+
+def test_a_hub_that_is_not_asked_is_one_clear_line():
     """HF_HUB_OFFLINE is set for the tests, so this is huggingface_hub's own error."""
     with pytest.raises(OSError, match="someone/no-such-model: no such folder here") as error:
         hf_files.find_folder("someone/no-such-model")
