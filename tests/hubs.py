@@ -39,6 +39,12 @@ def serve(root: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
             elif folder.name == "gated":
                 said = f"Access to model {name[1] if name else ''} is restricted."
                 self.answer(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": said})
+            elif "/tree/" in self.path:
+                files = [
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+                    for file in sorted(folder.iterdir())
+                ]
+                self.answer(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
             elif self.path.startswith("/api/"):
                 files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
                 about = {"id": name and name[1], "sha": COMMIT, "siblings": files}
