@@ -26,6 +26,7 @@ def make(folder: Path) -> None:
     for run in runs:
         if run.wait():
             raise RuntimeError("a stand-in for a run failed")
+    _list(folder)  # now that the runs have made their folders
 
 
 def names(folder: Path) -> list[str]:
@@ -160,6 +161,9 @@ def _files(folder: Path) -> None:
     (folder / "book.txt").write_text("Ann wrote it in Oslo. " * 20)
     (folder / "held_out.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     (folder / "story.txt").write_text("the quick brown fox")
+
+
+def _list(folder: Path) -> None:
     made = [
         path.relative_to(folder).as_posix()
         for pattern in ("*", "*/*", "*/*/*")
