@@ -59,8 +59,8 @@ plans: $(VENV)/.has-tpu ## compile every shipped plan for its TPU slice (no TPU 
 
 notebooks: $(VENV)/.has-notebooks ## execute every notebook; the results lie in .cache/notebooks
 	@mkdir -p .cache/notebooks
-	$(VENV)/bin/jupyter-execute notebooks/*.ipynb --kernel_name=python3 --timeout=1200 \
-	  --output='$(CURDIR)/.cache/notebooks/{notebook_name}'
+	printf '%s\n' notebooks/*.ipynb | xargs -n 1 -P $(WORKERS) $(VENV)/bin/jupyter-execute --kernel_name=python3 \
+	  --timeout=1200 --output='$(CURDIR)/.cache/notebooks/{notebook_name}'
 
 docs: $(VENV)/.has-docs ## build the site into .cache/site, warnings as errors, and run every code block of its pages
 	rm -rf .cache/site

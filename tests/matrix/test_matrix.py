@@ -53,7 +53,7 @@ ROWS, LENGTH, MICROBATCHES = 64, 16, 8
 
 ON_ALL = ("tiny-gptj", "tiny-bloom", "tiny-megatron-bert")
 """RoBERTa has MegatronBERT's blocks, GPT-2 nearly BLOOM's, and MVP takes three times as long as any other."""
-OF_FEWER = ("fsdp=8", "tensor=4,sequence", "context=4", "stage=4", *MESHES[-4:])
+OF_FEWER = ("fsdp=8", "tensor=4,sequence", "context=4", "stage=4", "data=2,fsdp=2,tensor=2", *MESHES[-2:])
 
 
 @functools.cache
