@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 import modelzoo
 from tests import labelled, small_tokenizers
 from tests.zoo import TINY
+from train.tasks import words
 from train.tasks.words import keep_words, open_words, train_words
 
+ROOT = Path(__file__).parents[1]
 TEXTS = [*small_tokenizers.SENTENCES] * 3
 
 
@@ -35,6 +38,23 @@ def test_special_tokens_have_the_ids_of_the_config(tmp_path, name):
         is_one = config.bos_token_id == config.eos_token_id
         assert token(config.eos_token_id) == ("<|endoftext|>" if is_one else "</s>")
     assert words.special["unk_token"] != words.special["mask_token"]
+
+
+@pytest.mark.parametrize("name", ["tiny-megatron-bert", "tiny-roberta"])
+def test_the_same_texts_give_the_same_tokenizer(name):
+    texts = (ROOT / "docs" / "concepts.md").read_text().split("\n\n")
+    config = modelzoo.get_config(name, vocab_size=450)
+    first, *others = (train_words(config, iter(texts)).to_str() for _ in range(4))
+    assert others == [first] * 3
+    assert train_words(config, texts).get_vocab_size() == 450
+
+
+def test_rare_characters_are_unknown(monkeypatch):
+    monkeypatch.setattr(words, "MOST_CHARACTERS", 20)
+    tokenizer = train_words(modelzoo.get_config("tiny-megatron-bert", vocab_size=300), TEXTS)
+    pieces = [piece for piece in tokenizer.get_vocab() if piece not in words.BERT]
+    assert len(set("".join(pieces)) - {"#"}) == 20
+    assert tokenizer.encode("the lazy").tokens == ["[CLS]", "the", "[UNK]", "[SEP]"]
 
 
 def test_what_lies_beside_checkpoints_opens_again(tmp_path):

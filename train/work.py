@@ -140,7 +140,7 @@ def _examples(experiment: Experiment, rules: parallel.Rules, shard: tuple[int, i
         data.update(repr(sorted(one.fields.items())).encode())
     with process_zero_first("tokenizer"):
         if folder is None:
-            # Training one breaks ties at random: it is made once, and a run that goes on reads the same.
+            # Made once: a run that goes on reads the same, whatever tokenizers would make of the text by then.
             made = Path(run.workdir) / f"tokenizer-{experiment.config.vocab_size}-{data.hexdigest()[:8]}"
             folder = keep_words(made, experiment.config, (text for one in train for text in one.texts()))
         words = open_words(folder, experiment.config, setting)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tokenizers import (
 
 from modelzoo.tokenizing import read_tokenizer, special_tokens
 
+MOST_CHARACTERS = 1000
+"""That word pieces are made of; rarer ones are unknown. WordPieceTrainer's own limit."""
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -151,14 +154,36 @@ def _special_names(config: Any) -> list[str]:
 
 
 def _word_pieces(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    """Word pieces in lower case, the same in every process.
+
+    WordPieceTrainer numbers the characters inside words as a hash map hands it the words, and breaks ties between
+    pairs by those numbers. Characters that it has been given beforehand keep their order.
+    """
+    texts = list(texts)
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    every, inside = Counter[str](), set[str]()
+    for text in texts:
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            every.update(word)
+            inside.update(word[1:])
+    kept = sorted(every, key=lambda character: (-every[character], character))[:MOST_CHARACTERS]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(BERT), show_progress=False, min_frequency=2
+        vocab_size=vocab_size,
+        special_tokens=[*BERT, *(f"##{character}" for character in sorted(inside.intersection(kept)))],
+        initial_alphabet=kept,
+        limit_alphabet=len(kept),
+        show_progress=False,
+        min_frequency=2,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trained.train_from_iterator(texts, trainer)
+
+    # A tokenizer of its own: the trained one takes every piece that was given for a special token.
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(BERT))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
     ends = [(name, BERT.index(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", ends
