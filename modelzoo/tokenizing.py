@@ -16,6 +16,8 @@ USUAL = {
     "eos_token": ("</s>", END_OF_TEXT),
 }
 """What tokens are mostly called."""
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""BERT's special tokens, in the order of their ids where a vocabulary is made anew."""
 
 
 def read_tokenizer(folder: Any) -> Tokenizer:
@@ -77,12 +79,21 @@ def _word_piece(folder: Path, words: Path) -> Tokenizer:
     """BERT's; it writes all in lower case unless tokenizer_config.json says otherwise."""
     config = folder / "tokenizer_config.json"
     lower = json.loads(config.read_text()).get("do_lower_case", True) if config.is_file() else True
-    tokenizer = Tokenizer(models.WordPiece.from_file(str(words), unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    return word_piece_tokenizer(models.WordPiece.from_file(str(words), unk_token="[UNK]"), lowercase=lower)
+
+
+def word_piece_tokenizer(model: models.WordPiece, lowercase: bool = True) -> Tokenizer:
+    """What stands around BERT's word pieces: how texts are cut into words, its special tokens, one text or two.
+
+    Args:
+        model: a vocabulary that has [CLS] and [SEP].
+        lowercase: whether it knows lower case alone; accents go too then.
+    """
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
+    tokenizer.add_special_tokens([token for token in BERT if tokenizer.token_to_id(token) is not None])
     around = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", around

@@ -1,4 +1,4 @@
-"""Tokenizers made of a sentence or two, and the files that folders keep them in."""
+"""Tokenizers trained on a sentence or two, and the files that folders keep them in."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,14 @@ from tokenizers import (
     Tokenizer,
     decoders,
     models,
-    normalizers,
     pre_tokenizers,
     processors,
     trainers,
 )
+
+import modelzoo
+from modelzoo.tokenizing import BERT
+from train.tasks.words import train_words
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "def main(): return the end of the function"]
 
@@ -55,31 +58,11 @@ ROBERTA_PURPOSES = dict(
     zip(("bos_token", "pad_token", "eos_token", "unk_token"), ROBERTA_TOKENS, strict=True),
     **dict(cls_token="<s>", sep_token="</s>", mask_token="<mask>"),
 )
-BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_PURPOSES = dict(
-    zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_TOKENS, strict=True)
+    zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT, strict=True)
 )
 
 
-# What WordPieceTrainer made of SENTENCES, once: it breaks ties at random, and a model learns otherwise from other ids.
-BERT_PIECES = [
-    *"():abcdefghijklmnopqrstuvwxyz",
-    *(f"##{letter}" for letter in "acdefghikmnoprstuvwxyz"),
-    *["th", "the", "br", "de", "do", "en", "fu", "fo", "ju", "la", "ma", "of", "ov", "qu", "re"],
-    *["##ur", "##ic", "##in", "##io", "##ct", "##nct", "##er", "##tur", "##ow", "##mp", "##zy"],
-    *["brow", "def", "dog", "end", "funct", "fox", "jump", "lazy"],
-]
-
-
 def bert(vocab_size: int = 90) -> Tokenizer:
-    """Word pieces in lower case, with tokens around a text or two; at most 90."""
-    vocab = [*BERT_TOKENS, *BERT_PIECES][:vocab_size]
-    tokenizer = Tokenizer(models.WordPiece({piece: id for id, piece in enumerate(vocab)}, unk_token="[UNK]"))
-    tokenizer.add_special_tokens(list(BERT_TOKENS))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return tokenizer
+    """Word pieces in lower case, with tokens around a text or two."""
+    return train_words(modelzoo.get_config("tiny-megatron-bert", vocab_size=vocab_size), SENTENCES * 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import modelzoo
+from modelzoo.tokenizing import BERT
 from tests import labelled, small_tokenizers
 from tests.zoo import TINY
 from train.tasks import words
@@ -52,7 +53,7 @@ def test_the_same_texts_give_the_same_tokenizer(name):
 def test_rare_characters_are_unknown(monkeypatch):
     monkeypatch.setattr(words, "MOST_CHARACTERS", 20)
     tokenizer = train_words(modelzoo.get_config("tiny-megatron-bert", vocab_size=300), TEXTS)
-    pieces = [piece for piece in tokenizer.get_vocab() if piece not in words.BERT]
+    pieces = [piece for piece in tokenizer.get_vocab() if piece not in BERT]
     assert len(set("".join(pieces)) - {"#"}) == 20
     assert tokenizer.encode("the lazy").tokens == ["[CLS]", "the", "[UNK]", "[SEP]"]
 

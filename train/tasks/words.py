@@ -19,11 +19,10 @@ from tokenizers import (
     trainers,
 )
 
-from modelzoo.tokenizing import read_tokenizer, special_tokens
+from modelzoo.tokenizing import BERT, read_tokenizer, special_tokens, word_piece_tokenizer
 
 MOST_CHARACTERS = 1000
 """That word pieces are made of; rarer ones are unknown. WordPieceTrainer's own limit."""
-BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +159,10 @@ def _word_pieces(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     pairs by those numbers. Characters that it has been given beforehand keep their order.
     """
     texts = list(texts)
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    # Knows no special tokens yet: it would take a text that spells one for a word of such characters.
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = splitter = pre_tokenizers.BertPreTokenizer()
     every, inside = Counter[str](), set[str]()
     for text in texts:
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
@@ -175,17 +177,6 @@ def _word_pieces(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
         min_frequency=2,
     )
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
     trained.train_from_iterator(texts, trainer)
-
-    # A tokenizer of its own: the trained one takes every piece that was given for a special token.
-    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
-    tokenizer.add_special_tokens(list(BERT))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    ends = [(name, BERT.index(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", ends
-    )
-    return tokenizer
+    # The one that was trained takes every piece that was given beforehand for a special token.
+    return word_piece_tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
